@@ -1,0 +1,341 @@
+"""The typed rows of every table, one frozen dataclass each.
+
+A table's name is its asset's name. What belongs here: columns, their meaning and their units. What does not: how
+rows are computed (the stages) or stored (`storage`).
+
+Columns marked `volatile()` describe an observation (when a page was last checked) rather than content, so they take no
+part in a table's fingerprint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import polars as pl
+
+UTC_MICROSECONDS = pl.Datetime("us", "UTC")
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+
+_DTYPES: dict[Any, Any] = {
+    str: pl.String,
+    int: pl.Int64,
+    float: pl.Float64,
+    bool: pl.Boolean,
+    datetime: UTC_MICROSECONDS,
+    list[str]: pl.List(pl.String),
+    list[int]: pl.List(pl.Int64),
+    list[dict[str, str]]: MESSAGES,
+}
+
+
+def volatile() -> Any:
+    """Mark a column that a fingerprint leaves out."""
+    return field(metadata={"volatile": True})
+
+
+@dataclass(frozen=True, slots=True)
+class RawBody:
+    """One fetched or failed body (`raw_pages`, `raw_pdfs`)."""
+
+    url: str  # as linked, without fragment
+    final_url: str  # after redirects
+    kind: str  # "web" or "pdf"
+    status: int | None  # HTTP status; None for a local file or when no answer came
+    content_type: str | None  # as sniffed from the bytes
+    content_sha256: str | None
+    n_bytes: int
+    path: str | None  # of the bytes, relative to the data folder
+    fetched_at: datetime  # when these very bytes were first fetched
+    checked_at: datetime = volatile()  # when they were last asked for
+    etag: str | None = volatile()
+    last_modified: str | None = volatile()
+    licence: str
+    publisher: str
+    depth: int  # links away from a seed; 0 for seeds and files
+    referrer: str | None  # url of the page that linked here first
+    drop_reason: str | None  # why there is no usable body
+    drop_detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One version of one document (`documents`); with a `drop_reason` where no text could be had."""
+
+    document_id: str  # hash of url and text
+    url: str  # canonical where the page declares one
+    fetched_url: str
+    kind: str
+    title: str | None
+    author: str | None
+    publisher: str
+    published_on: str | None  # ISO 8601 date
+    modified_on: str | None
+    licence: str
+    language_declared: str | None  # ISO 639-1
+    content_sha256: str | None
+    fetched_at: datetime
+    text: str  # Markdown
+    page_offsets: list[int]  # PDF: start of each page in `text`; empty for web pages
+    n_chars: int
+    drop_reason: str | None
+    drop_detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CleanDocument:
+    """One document that passed every filter (`clean_documents`)."""
+
+    document_id: str
+    url: str
+    fetched_url: str
+    kind: str
+    title: str | None
+    author: str | None
+    publisher: str
+    published_on: str | None
+    modified_on: str | None
+    licence: str
+    content_sha256: str | None
+    fetched_at: datetime
+    text: str
+    page_offsets: list[int]
+    n_chars: int
+    language: str  # ISO 639-1, detected
+    language_score: float  # 0 to 1
+    relevance: float  # cosine of document and task description
+    cluster_id: str  # documents about the same text share it (near-duplicates)
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedDocument:
+    """One document that was set aside, with its reason (`dropped_documents`)."""
+
+    document_id: str
+    url: str
+    fetched_url: str
+    kind: str
+    title: str | None
+    licence: str
+    fetched_at: datetime
+    text: str
+    drop_reason: str
+    drop_detail: str | None  # the figure that tripped the filter
+    duplicate_of: str | None  # document_id of the survivor
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One passage of one clean document (`chunks`)."""
+
+    chunk_id: str  # hash of document_id, span and text
+    document_id: str
+    cluster_id: str
+    ordinal: int
+    start: int  # span in the document's text, in characters
+    end: int
+    heading_path: str  # "Title > Section > Subsection"
+    page: int | None  # 1-based, PDF only
+    text: str
+    n_tokens: int  # in the student's tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question with its answer (`qa_candidates`, `examples`)."""
+
+    example_id: str  # hash of question, answer and chunk
+    question: str
+    answer: str
+    chunk_id: str | None  # the passage that supports the answer
+    document_id: str | None
+    cluster_id: str | None
+    context: str | None  # given by the task's own row; None where retrieval supplies it
+    origin: str  # "human" or "extractive"
+    teacher: str | None
+    kind: str  # question kind
+    split: str  # "train" or "test"; human rows bring theirs, generated rows are always "train"
+    row: str | None  # file and row of a human example
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedExample:
+    """One candidate that was rejected, with its reason (`rejected_examples`)."""
+
+    example_id: str
+    question: str
+    answer: str
+    chunk_id: str | None
+    document_id: str | None
+    origin: str
+    kind: str
+    reject_reason: str
+    reject_detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRow:
+    """One row of `training_set`, `validation_set` or `benchmark`: the example in the forms trainers read."""
+
+    example_id: str
+    split: str  # "train", "validation" or "test"
+    question: str
+    answer: str
+    chunk_id: str | None
+    document_id: str | None
+    cluster_id: str | None
+    origin: str
+    kind: str
+    context_chunk_ids: list[str]
+    instruction: str
+    input: str
+    output: str
+    messages: list[dict[str, str]]
+    n_tokens: int  # rendered by the chat template
+    n_answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelArtifact:
+    """One directory of weights (`base_model`, `adapter`, `merged_model`, `serving_model`)."""
+
+    artifact_id: str  # hash of what it was made from
+    kind: str
+    path: str  # relative to the data folder
+    base_model: str
+    recipe: str  # JSON
+    inputs: str  # JSON: fingerprints of what it was made from
+    sha256: str  # of the weight files' bytes
+    n_bytes: int
+    metrics: str  # JSON: losses, times, counts
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """One logged optimiser step (`training_log`)."""
+
+    adapter_id: str
+    step: int
+    epoch: float
+    loss: float | None
+    validation_loss: float | None
+    learning_rate: float | None
+    grad_norm: float | None
+    tokens_seen: int | None
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer of one system to one benchmark row (`predictions`)."""
+
+    prediction_id: str
+    system: str
+    example_id: str
+    question: str
+    reference: str
+    prediction: str
+    context_chunk_ids: list[str]
+    gold_chunk_id: str | None
+    model_id: str  # artifact_id of the serving model
+    n_prompt_tokens: int
+    n_completion_tokens: int
+    latency_ms: float
+    exact_match: float
+    token_f1: float
+    rouge_l: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One score, or one paired difference of two systems, with its 95 % interval (`eval_report`)."""
+
+    system: str
+    compared_to: str | None  # None: the score itself; else value is system minus compared_to
+    metric: str
+    value: float
+    low: float | None  # None where an interval has no meaning (a percentile, a corpus-level rate)
+    high: float | None
+    n_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredModel:
+    """One immutable version of a task's model (`registered_model`)."""
+
+    model_version: str  # "ev_charging@3"
+    version: int
+    registered_at: datetime
+    serving_model_id: str
+    adapter_id: str
+    training_set_version: str  # reopen with Store.read(..., version=)
+    training_set_fingerprint: str
+    chunks_version: str
+    benchmark_fingerprint: str
+    template_fingerprint: str
+    recipe: str
+    verdict: str
+    reason: str
+    scores: str  # JSON
+    alias: str | None  # "champion" if this registration promoted it
+
+
+TABLES: dict[str, type] = {
+    "raw_pages": RawBody,
+    "raw_pdfs": RawBody,
+    "documents": Document,
+    "clean_documents": CleanDocument,
+    "dropped_documents": DroppedDocument,
+    "chunks": Chunk,
+    "qa_candidates": Example,
+    "examples": Example,
+    "rejected_examples": RejectedExample,
+    "training_set": DatasetRow,
+    "validation_set": DatasetRow,
+    "benchmark": DatasetRow,
+    "base_model": ModelArtifact,
+    "adapter": ModelArtifact,
+    "training_log": TrainingStep,
+    "merged_model": ModelArtifact,
+    "serving_model": ModelArtifact,
+    "base_serving_model": ModelArtifact,
+    "predictions": Prediction,
+    "eval_report": Metric,
+    "registered_model": RegisteredModel,
+}
+
+
+@cache
+def schema_of(table: str) -> pl.Schema:
+    """Return the polars schema of a table.
+
+    Raises:
+        KeyError: If no such table is declared in `TABLES`.
+        TypeError: If a column's annotation has no polars type.
+    """
+    columns = {}
+    hints = typing.get_type_hints(TABLES[table])
+    for name, hint in hints.items():
+        if isinstance(hint, types.UnionType):
+            (hint,) = [part for part in hint.__args__ if part is not type(None)]
+        if hint not in _DTYPES:
+            raise TypeError(f"{table}.{name}: no polars type for {hint}")
+        columns[name] = _DTYPES[hint]
+    return pl.Schema(columns)
+
+
+def stable_columns(table: str) -> list[str]:
+    """Return the columns of a table that its fingerprint covers."""
+    return [f.name for f in dataclasses.fields(TABLES[table]) if not f.metadata.get("volatile")]
+
+
+def to_frame(table: str, rows: typing.Iterable[Any]) -> pl.DataFrame:
+    """Build a table's frame from its row objects; an empty iterable gives the empty frame of that schema."""
+    columns = [f.name for f in dataclasses.fields(TABLES[table])]
+    data = [[getattr(row, name) for name in columns] for row in rows]
+    return pl.DataFrame(data, schema=schema_of(table), orient="row")

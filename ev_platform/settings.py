@@ -1,0 +1,45 @@
+"""Environment and secrets, read once from `EV_*` variables or a `.env` file.
+
+What belongs to a task (sources, recipe, teacher) lives in the task's folder, never here.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where things lie on this machine, and the secrets.
+
+    Attributes:
+        data_dir: Root of everything the platform writes.
+        tasks_dir: Folder of task folders; each becomes a partition beside the embedded example.
+        user_agent: Sent with every request of the crawler.
+        wandb_api_key: Weights & Biases key; without one, runs are tracked offline below `data_dir`.
+        host: Address that the HTTP endpoint listens on.
+        port: Port of the HTTP endpoint.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="EV_", env_file=".env", extra="ignore")
+
+    data_dir: Path = Path("ev_data")
+    tasks_dir: Path = Path("tasks")
+    user_agent: str = "ev-platform/0.1 (research crawler; set EV_USER_AGENT to name yourself)"
+    wandb_api_key: SecretStr | None = Field(default=None, validation_alias="WANDB_API_KEY")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+
+    @property
+    def data_root(self) -> Path:
+        """Absolute form of `data_dir`."""
+        return self.data_dir.expanduser().resolve()
+
+
+@cache
+def get_settings() -> Settings:
+    """Return the settings of this process."""
+    return Settings()
