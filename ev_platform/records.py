@@ -3,7 +3,7 @@
 A table's name is its asset's name. What belongs here: columns, their meaning and their units. What does not: how
 rows are computed (the stages) or stored (`storage`).
 
-Columns marked `volatile()` describe an observation (when a page was last checked) rather than content, so they take no
+Columns marked `VOLATILE` describe an observation (when a page was last checked) rather than content, so they take no
 part in a table's fingerprint.
 """
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
 
+VOLATILE = "volatile"
 UTC_MICROSECONDS = pl.Datetime("us", "UTC")
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
@@ -34,11 +35,6 @@ _DTYPES: dict[Any, Any] = {
 }
 
 
-def volatile() -> Any:
-    """Mark a column that a fingerprint leaves out."""
-    return field(metadata={"volatile": True})
-
-
 @dataclass(frozen=True, slots=True)
 class RawBody:
     """One fetched or failed body (`raw_pages`, `raw_pdfs`)."""
@@ -52,9 +48,9 @@ class RawBody:
     n_bytes: int
     path: str | None  # of the bytes, relative to the data folder
     fetched_at: datetime  # when these very bytes were first fetched
-    checked_at: datetime = volatile()  # when they were last asked for
-    etag: str | None = volatile()
-    last_modified: str | None = volatile()
+    checked_at: Annotated[datetime, VOLATILE]  # when they were last asked for
+    etag: Annotated[str | None, VOLATILE]
+    last_modified: Annotated[str | None, VOLATILE]
     licence: str
     publisher: str
     depth: int  # links away from a seed; 0 for seeds and files
@@ -331,7 +327,8 @@ def schema_of(table: str) -> pl.Schema:
 
 def stable_columns(table: str) -> list[str]:
     """Return the columns of a table that its fingerprint covers."""
-    return [f.name for f in dataclasses.fields(TABLES[table]) if not f.metadata.get("volatile")]
+    hints = typing.get_type_hints(TABLES[table], include_extras=True)
+    return [name for name, hint in hints.items() if VOLATILE not in getattr(hint, "__metadata__", ())]
 
 
 def to_frame(table: str, rows: typing.Iterable[Any]) -> pl.DataFrame:

@@ -1,0 +1,77 @@
+"""Builds `ev.duckdb`: views over the current Parquet files, the sidecar records, and the SQL models.
+
+The platform never holds the file open for writing where readers look: it is built beside and moved into place, so
+that a plain `duckdb` client can query at any moment (one DuckDB writer locks every other process out).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from ev_platform.lineage.models import load_models
+from ev_platform.records import TABLES
+
+if TYPE_CHECKING:
+    from ev_platform.storage import Store
+
+_RECORD_COLUMNS = {
+    "table": "VARCHAR",
+    "task": "VARCHAR",
+    "version": "VARCHAR",
+    "fingerprint": "VARCHAR",
+    "key": "VARCHAR",
+    "inputs": "MAP(VARCHAR, VARCHAR)",
+    "config": "JSON",
+    "n_rows": "BIGINT",
+    "started_at": "TIMESTAMPTZ",
+    "finished_at": "TIMESTAMPTZ",
+    "code_version": "VARCHAR",
+    "host": "VARCHAR",
+    "git_commit": "VARCHAR",
+}
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _materializations(tables: Path) -> str:
+    if any(tables.glob("*/*/*.json")):
+        columns = ", ".join(f"{_quote(name)}: {_quote(kind)}" for name, kind in _RECORD_COLUMNS.items())
+        return f"FROM read_json({_quote(str(tables / '*' / '*' / '*.json'))}, columns = {{{columns}}})"
+    # A view over an empty glob fails, so an empty store gets a view without rows.
+    columns = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in _RECORD_COLUMNS.items())
+    return f"SELECT {columns} WHERE false"
+
+
+def build_catalogue(store: Store) -> Path:
+    """Write the catalogue of a store and move it into place.
+
+    Returns:
+        Path of the catalogue.
+    """
+    store.root.mkdir(parents=True, exist_ok=True)
+    target = store.catalogue
+    with tempfile.TemporaryDirectory(dir=store.root, prefix=".tmp-catalogue-") as scratch:
+        file = Path(scratch) / "ev.duckdb"
+        with duckdb.connect(":memory:") as connection:
+            # A file in the older storage format is readable by DuckDB 1.4 clients as well as by 2.x.
+            connection.execute(f"ATTACH {_quote(str(file))} AS built (STORAGE_VERSION 'v1.4.0')")
+            connection.execute("USE built")
+            for table in TABLES:
+                files = ", ".join(_quote(str(path)) for path in store.current_files(table))
+                connection.execute(f"CREATE VIEW {table} AS FROM read_parquet([{files}], union_by_name = true)")
+            connection.execute(f"CREATE VIEW materializations AS {_materializations(store.root / 'tables')}")
+            for model in load_models():
+                connection.execute(f"CREATE VIEW {model.name} AS {model.sql}")
+            connection.execute("USE memory")
+            connection.execute("DETACH built")
+        file.chmod(0o444)
+        target.with_name(target.name + ".wal").unlink(missing_ok=True)
+        os.replace(file, target)  # noqa: PTH105 - the tests' fault injector watches this very call
+    return target

@@ -1,0 +1,370 @@
+"""Where every table, body and weight file lies: immutable Parquet, a pointer, a sidecar record, a DuckDB catalogue.
+
+Layout below the data folder::
+
+    tables/<table>/<task>/<version>.parquet   one materialization, never changed afterwards
+    tables/<table>/<task>/<version>.json      its sidecar record
+    tables/<table>/<task>/CURRENT             the version that readers see
+    blobs/<aa>/<sha256>                       fetched bytes
+    artifacts/<kind>/<id>/                    weight directories
+    ev.duckdb                                 views over the current Parquet files; rebuildable at any time
+
+Publishing writes beside and renames, so a process killed at any moment leaves the previous version readable. The
+catalogue is built in a file of its own and moved into place, so readers never meet a writer's lock.
+
+What does not belong here: what the rows mean (`records`) and how they are computed (the stages).
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import polars as pl
+
+from ev_platform.records import TABLES, schema_of, stable_columns
+
+Frames = Mapping[str, pl.DataFrame]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The sidecar of one materialization.
+
+    Attributes:
+        table: Table, which is also the asset's name.
+        task: Partition.
+        version: Names the files; sorts by time.
+        fingerprint: SHA-256 of the rows' stable columns.
+        key: SHA-256 of what the rows were computed from (inputs, configuration, code).
+        inputs: Fingerprint of each input, by name.
+        config: The configuration in force.
+        n_rows: Number of rows.
+        started_at: ISO 8601, UTC.
+        finished_at: ISO 8601, UTC.
+        code_version: Hash of the code that computed it.
+        host: Machine name.
+        git_commit: Commit of the checkout, where there is one.
+    """
+
+    table: str
+    task: str
+    version: str
+    fingerprint: str
+    key: str
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    n_rows: int
+    started_at: str
+    finished_at: str
+    code_version: str
+    host: str
+    git_commit: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What `Store.build` gives back: the current records, and whether anything had to be computed."""
+
+    records: dict[str, Record]
+    is_unchanged: bool
+
+
+def fingerprint(value: Any) -> str:
+    """Hash a JSON value the same way on every machine.
+
+    Raises:
+        TypeError: If the value holds something JSON cannot hold, since it could not be hashed stably.
+    """
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def short_id(prefix: str, *parts: Any) -> str:
+    """Return a content id such as `chk_1f6c...`: a prefix and 80 bits of SHA-256 over the parts.
+
+    80 bits keep the chance of one collision among a billion rows below one in a million (n²/2^81).
+    """
+    return f"{prefix}_{fingerprint(list(parts))[:20]}"
+
+
+def frame_fingerprint(table: str, frame: pl.DataFrame) -> str:
+    """Hash the stable columns of a frame, rows in order."""
+    return hashlib.sha256(frame.select(stable_columns(table)).write_ndjson().encode()).hexdigest()
+
+
+def code_version(*modules: ModuleType) -> str:
+    """Hash what modules do: their syntax trees, so that comments and docstrings do not count."""
+    digest = hashlib.sha256()
+    for module in modules:
+        path = Path(module.__file__ or "")
+        files = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
+        for file in files:
+            digest.update(_syntax(file).encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _syntax(file: Path) -> str:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
+            body[0].value.value = ""
+    return ast.dump(tree)
+
+
+@cache
+def _git_commit() -> str | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
+    # The checkout of this package, not whatever folder the user happens to stand in.
+    answer = subprocess.run(  # noqa: S603
+        [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() or None
+
+
+def now() -> datetime:
+    """Return the current time in UTC."""
+    return datetime.now(UTC)
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that readers see the old bytes or the new ones, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(mode)
+        os.replace(name, path)  # noqa: PTH105 - the tests' fault injector watches this very call
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class Store:
+    """Reads and publishes tables, bodies and weight directories below one data folder."""
+
+    def __init__(self, root: Path):
+        self.root = root.resolve()
+
+    # ---- tables ----
+
+    def _folder(self, table: str, task: str) -> Path:
+        if table not in TABLES:
+            raise KeyError(table)
+        return self.root / "tables" / table / task
+
+    def current(self, table: str, task: str) -> Record | None:
+        """Return the record that readers see now, or None before the first materialization."""
+        pointer = self._folder(table, task) / "CURRENT"
+        if not pointer.exists():
+            return None
+        return self.record(table, task, pointer.read_text().strip())
+
+    def record(self, table: str, task: str, version: str) -> Record:
+        """Return the record of one version."""
+        return Record(**json.loads((self._folder(table, task) / f"{version}.json").read_text()))
+
+    def history(self, table: str, task: str) -> list[Record]:
+        """Return all stored records, oldest first."""
+        return [self.record(table, task, file.stem) for file in sorted(self._folder(table, task).glob("*.json"))]
+
+    def read(self, table: str, task: str, version: str | None = None) -> pl.DataFrame:
+        """Read one version of a table, by default the current one; the empty frame where there is none yet."""
+        if version is None:
+            record = self.current(table, task)
+            if record is None:
+                return pl.DataFrame(schema=schema_of(table))
+            version = record.version
+        return pl.read_parquet(self._folder(table, task) / f"{version}.parquet").drop("task")
+
+    def publish(
+        self,
+        table: str,
+        task: str,
+        frame: pl.DataFrame,
+        *,
+        key: str = "",
+        inputs: Mapping[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
+        code: str = "",
+        started_at: datetime | None = None,
+    ) -> Record:
+        """Store a frame as the new current version of a table.
+
+        Args:
+            table: Declared in `records.TABLES`.
+            task: Partition.
+            frame: Exactly the table's columns.
+            key: Hash of what the rows were computed from.
+            inputs: Fingerprints of the inputs, by name.
+            config: Configuration in force.
+            code: `code_version` of what computed it.
+            started_at: When the computation began.
+
+        Raises:
+            polars.exceptions.SchemaError: If the frame does not have the table's schema.
+        """
+        schema = schema_of(table)
+        if frame.schema != schema:
+            differing = set(frame.schema.items()) ^ set(schema.items())
+            raise pl.exceptions.SchemaError(
+                f"{table}: columns differ from its declaration: {sorted(map(str, differing))}"
+            )
+        print_ = frame_fingerprint(table, frame)
+        finished = now()
+        record = Record(
+            table=table,
+            task=task,
+            version=f"{finished:%Y%m%dT%H%M%S%f}-{print_[:12]}",
+            fingerprint=print_,
+            key=key,
+            inputs=dict(inputs or {}),
+            config=dict(config or {}),
+            n_rows=frame.height,
+            started_at=(started_at or finished).isoformat(),
+            finished_at=finished.isoformat(),
+            code_version=code,
+            host=platform.node(),
+            git_commit=_git_commit(),
+        )
+        folder = self._folder(table, task)
+        with tempfile.TemporaryFile() as buffer:
+            frame.insert_column(0, pl.lit(task).alias("task")).write_parquet(buffer, compression="zstd")
+            buffer.seek(0)
+            write_atomic(folder / f"{record.version}.parquet", buffer.read())
+        write_atomic(folder / f"{record.version}.json", json.dumps(asdict(record), indent=1).encode())
+        write_atomic(folder / "CURRENT", record.version.encode())
+        self.rebuild_catalogue()
+        return record
+
+    def build(
+        self,
+        tables: Sequence[str],
+        task: str,
+        *,
+        inputs: Mapping[str, str],
+        config: Mapping[str, Any],
+        code: str,
+        compute: Callable[[], Frames],
+        force: bool = False,
+    ) -> Built:
+        """Compute tables once: skip where the same inputs, configuration and code already gave the current version.
+
+        Stages are keyed by the fingerprints of what they read, so where new rows equal the stored ones nothing downstream
+        is computed again. A forced computation that gives the stored rows stores nothing.
+
+        Args:
+            tables: Tables that `compute` returns.
+            task: Partition.
+            inputs: Fingerprints of what is read, by name.
+            config: What else the rows depend on (JSON values).
+            code: `code_version` of the modules that compute.
+            compute: Returns a frame for each table.
+            force: Compute even if nothing changed.
+        """
+        key = fingerprint([sorted(tables), dict(inputs), dict(config), code])
+        stored = {table: self.current(table, task) for table in tables}
+        if not force and all(record is not None and record.key == key for record in stored.values()):
+            return Built({t: r for t, r in stored.items() if r is not None}, is_unchanged=True)
+        started = now()
+        frames = compute()
+        records, unchanged = {}, True
+        for table in tables:
+            old, frame = stored[table], frames[table]
+            if old is not None and old.key == key and old.fingerprint == frame_fingerprint(table, frame):
+                records[table] = old
+                continue
+            records[table] = self.publish(
+                table, task, frame, key=key, inputs=inputs, config=config, code=code, started_at=started
+            )
+            unchanged = unchanged and old is not None and old.fingerprint == records[table].fingerprint
+        return Built(records, is_unchanged=unchanged)
+
+    # ---- bytes and weight directories ----
+
+    def put_blob(self, data: bytes) -> tuple[str, str]:
+        """Store bytes under their hash; return (sha256, path relative to the data folder)."""
+        sha = hashlib.sha256(data).hexdigest()
+        relative = f"blobs/{sha[:2]}/{sha}"
+        if not (self.root / relative).exists():
+            write_atomic(self.root / relative, data)
+        return sha, relative
+
+    @contextlib.contextmanager
+    def artifact(self, kind: str, artifact_id: str) -> Iterator[Path]:
+        """Yield an empty folder to fill; when the block ends without an error it becomes `artifacts/<kind>/<id>`.
+
+        An artifact that is already there is replaced only by a complete one.
+        """
+        target = self.artifact_path(kind, artifact_id)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-"))
+        try:
+            yield scratch
+            scratch.chmod(0o755)
+            if target.exists():
+                aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-old-"))
+                target.rename(aside / "old")
+                scratch.rename(target)
+                shutil.rmtree(aside)
+            else:
+                scratch.rename(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def artifact_path(self, kind: str, artifact_id: str) -> Path:
+        """Return where an artifact lies or would lie."""
+        return self.root / "artifacts" / kind / artifact_id
+
+    # ---- catalogue ----
+
+    @property
+    def catalogue(self) -> Path:
+        """The DuckDB file that anyone may open read-only at any moment."""
+        return self.root / "ev.duckdb"
+
+    def rebuild_catalogue(self) -> Path:
+        """Write the catalogue anew: a view per table over its current files, `materializations`, and the SQL models."""
+        from ev_platform.lineage.catalogue import build_catalogue
+
+        return build_catalogue(self)
+
+    def current_files(self, table: str) -> list[Path]:
+        """Return the current Parquet file of every task, preceded by a zero-row file that fixes the schema."""
+        folder = self.root / "tables" / table
+        empty = folder / "schema.parquet"
+        wanted = pl.DataFrame(schema={"task": pl.String, **schema_of(table)})
+        if not empty.exists() or pl.read_parquet_schema(empty) != wanted.schema:
+            with tempfile.TemporaryFile() as buffer:
+                wanted.write_parquet(buffer)
+                buffer.seek(0)
+                write_atomic(empty, buffer.read())
+        pointers = sorted(folder.glob("*/CURRENT"))
+        return [empty, *(p.parent / f"{p.read_text().strip()}.parquet" for p in pointers)]

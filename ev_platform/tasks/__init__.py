@@ -1,0 +1,246 @@
+"""Task folders: what a person writes to get a model.
+
+A task is a folder with `job_description.json`, `train.csv|jsonl`, `test.csv|jsonl`, `config.yaml`, and either
+`sources.yaml` (what to collect) or `unstructured.csv` (text that is already there). The layout is that of the distil
+labs task folders. What a task *type* does with its rows is in this package too, one file each, behind `TaskType`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError
+
+from ev_platform.errors import UserError
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+Model = TypeVar("Model", bound=BaseModel)
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Mirror(_Strict):
+    """A folder that stands for a site: it is served on loopback while its pages are fetched over HTTP.
+
+    Attributes:
+        base_url: Pages below it come from the folder; documents keep this address.
+        folder: Relative to the task's folder.
+    """
+
+    base_url: HttpUrl
+    folder: str
+
+
+class Sources(_Strict):
+    """What to collect (`sources.yaml`).
+
+    Attributes:
+        seeds: Where the crawl starts.
+        allowed_hosts: Hosts that may be fetched from, `host` or `host:port`; by default those of the seeds.
+        max_depth: Links to follow away from a seed.
+        max_pages: Upper bound of fetched addresses.
+        max_bytes: Upper bound of one body.
+        concurrency: Simultaneous requests.
+        delay_s: Pause between two requests to one host; a longer Crawl-delay in robots.txt wins.
+        timeout_s: For one request.
+        obey_robots: Whether robots.txt binds.
+        licence: Of pages that declare none.
+        publisher: Of pages that declare none.
+        pdfs: Globs of PDF files, relative to the task's folder or absolute.
+        mirrors: Sites that lie in a folder.
+    """
+
+    seeds: tuple[HttpUrl, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    max_depth: int = Field(default=3, ge=0)
+    max_pages: int = Field(default=500, ge=1)
+    max_bytes: int = Field(default=20_000_000, ge=1_000)
+    concurrency: int = Field(default=8, ge=1, le=64)
+    delay_s: float = Field(default=0.0, ge=0)
+    timeout_s: float = Field(default=20.0, gt=0)
+    obey_robots: bool = True
+    licence: str = "unknown"
+    publisher: str = "unknown"
+    pdfs: tuple[str, ...] = ()
+    mirrors: tuple[Mirror, ...] = ()
+
+
+class CorpusConfig(_Strict):
+    """Filters and chunking.
+
+    Attributes:
+        languages: ISO 639-1 codes that are kept.
+        min_relevance: Lowest cosine of a document's best passage and the task description.
+        min_words: Shortest document.
+        near_duplicate_jaccard: Word 5-gram Jaccard from which two documents count as one.
+        chunk_tokens: Longest chunk, in the student's tokens.
+        chunk_min_tokens: A shorter section is joined with its neighbour.
+    """
+
+    languages: tuple[str, ...] = ("en",)
+    min_relevance: Fraction = 0.25
+    min_words: int = Field(default=50, ge=1)
+    near_duplicate_jaccard: Fraction = 0.8
+    chunk_tokens: int = Field(default=160, ge=32)
+    chunk_min_tokens: int = Field(default=40, ge=1)
+
+
+class DatasetConfig(_Strict):
+    """Generation and splits.
+
+    Attributes:
+        teacher: Who writes questions; `extractive` needs no key.
+        max_examples: Upper bound of generated training rows, spread evenly over the chunks.
+        max_per_chunk: Upper bound for one chunk.
+        validation_fraction: Share of the training documents held out for validation.
+        n_contexts: Passages in a training prompt; the answer's own passage stands at a random place among them.
+        seed: For every random choice.
+    """
+
+    teacher: str = "extractive"
+    max_examples: int = Field(default=150, ge=0)
+    max_per_chunk: int = Field(default=3, ge=1)
+    validation_fraction: Fraction = 0.1
+    n_contexts: int = Field(default=2, ge=1, le=8)
+    seed: int = 17
+
+
+class RetrievalConfig(_Strict):
+    """The retriever of evaluation and serving.
+
+    Attributes:
+        top_k: Passages given to the model.
+        candidates: Passages that each of the two searches hands to the fusion.
+    """
+
+    top_k: int = Field(default=2, ge=1, le=16)
+    candidates: int = Field(default=20, ge=1)
+
+
+class EvaluationConfig(_Strict):
+    """The benchmark.
+
+    Attributes:
+        max_rows: Upper bound of test rows, taken in the file's order.
+        max_new_tokens: Longest answer, in evaluation and in serving.
+        batch_size: Prompts generated together.
+        bootstrap: Resamples for the intervals.
+    """
+
+    max_rows: int = Field(default=200, ge=1)
+    max_new_tokens: int = Field(default=48, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    bootstrap: int = Field(default=2000, ge=100)
+
+
+class TaskConfig(_Strict):
+    """`config.yaml`.
+
+    Attributes:
+        type: Task type.
+        recipe: Name of a recipe in `ev_platform/training/recipes`, or the path of one below the task's folder.
+        base_model: Replaces the recipe's base model.
+    """
+
+    type: str = "open_book_qa"
+    recipe: str = "smollm2-135m-cpu"
+    base_model: str | None = None
+    corpus: CorpusConfig = CorpusConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+class JobDescription(BaseModel):
+    """`job_description.json`: the task in a sentence or two, as a model and a teacher will read it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    task_description: str = Field(min_length=10)
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the top level"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {first['msg'].lower()}{more}"
+
+
+def read_model(kind: type[Model], file: Path) -> Model:
+    """Read a YAML or JSON file into a model.
+
+    Raises:
+        UserError: If the file does not parse or does not fit; names the file and the field.
+    """
+    text = file.read_text(encoding="utf-8")
+    try:
+        data: Any = json.loads(text) if file.suffix == ".json" else (yaml.safe_load(text) or {})
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is not valid {file.suffix[1:].upper()}: {' '.join(str(error).split())}") from error
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{file}: {_explain(error)}.") from error
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task folder that exists; its files are read when they are asked for."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def config(self) -> TaskConfig:
+        """`config.yaml`, or the defaults."""
+        file = self.folder / "config.yaml"
+        return read_model(TaskConfig, file) if file.exists() else TaskConfig()
+
+    @cached_property
+    def sources(self) -> Sources:
+        """`sources.yaml`, or nothing to collect."""
+        file = self.folder / "sources.yaml"
+        return read_model(Sources, file) if file.exists() else Sources()
+
+    @cached_property
+    def description(self) -> str:
+        """The task in words.
+
+        Raises:
+            UserError: If `job_description.json` is missing or unusable.
+        """
+        file = self.folder / "job_description.json"
+        if not file.exists():
+            raise UserError(f'{file} is missing: write {{"task_description": "what the model is for"}} there.')
+        return read_model(JobDescription, file).task_description
+
+
+def find_tasks(tasks_dir: Path) -> dict[str, Task]:
+    """Return the embedded example and every folder of `tasks_dir` that holds a `job_description.json`, by name."""
+    folders = [EXAMPLES / "ev_charging"]
+    if tasks_dir.is_dir():
+        folders += sorted(f.parent for f in tasks_dir.glob("*/job_description.json"))
+    return {folder.name: Task(folder.name, folder) for folder in folders}
+
+
+def get_task(name: str, tasks_dir: Path) -> Task:
+    """Return a task by its name.
+
+    Raises:
+        UserError: If there is no such folder.
+    """
+    tasks = find_tasks(tasks_dir)
+    if name not in tasks:
+        raise UserError(
+            f"There is no task {name!r}: make the folder {tasks_dir / name} with a job_description.json in it, "
+            f"or choose one of {', '.join(tasks)}."
+        )
+    return tasks[name]
