@@ -1,0 +1,161 @@
+"""Cutting documents into passages along their headings, measured in the student's tokens."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import polars as pl
+
+from ev_platform.records import Chunk, to_frame
+from ev_platform.storage import short_id
+from ev_platform.tasks import CorpusConfig
+
+CountTokens = Callable[[Sequence[str]], list[int]]
+
+_HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*$")
+# A sentence ends at . ! ? before a blank and a capital, digit or quote; abbreviations of the field do not end one.
+_SENTENCE_END = re.compile(
+    r"(?<!\be\.g)(?<!\bi\.e)(?<!\bNo)(?<!\bvs)(?<!\betc)(?<!\bca)[.!?][\"')\]]*\s+(?=[\"'(]?[A-Z0-9])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    start: int
+    end: int
+    headings: tuple[str, ...]
+    n_tokens: int
+
+
+def chunk_documents(documents: pl.DataFrame, count_tokens: CountTokens, config: CorpusConfig) -> pl.DataFrame:
+    """Cut every clean document into chunks.
+
+    A chunk never crosses a heading, except that a section shorter than `chunk_min_tokens` joins its neighbour under the
+    same parent; inside a section, paragraphs, list items and table rows are packed whole, and only a paragraph that is
+    too long by itself is cut, between sentences. A chunk's text is exactly `document.text[start:end]`.
+
+    Args:
+        documents: The `clean_documents` table.
+        count_tokens: Counts tokens of many texts at once, with the student's tokenizer.
+        config: Sizes.
+
+    Returns:
+        The `chunks` table, in the order of documents and spans.
+    """
+    rows: list[Chunk] = []
+    for document in documents.iter_rows(named=True):
+        text, title = document["text"], document["title"] or ""
+        pieces = _pack(_units(text, count_tokens, config.chunk_tokens), config)
+        for ordinal, piece in enumerate(pieces):
+            body = text[piece.start : piece.end]
+            offsets = document["page_offsets"]
+            rows.append(
+                Chunk(
+                    chunk_id=short_id("chk", document["document_id"], piece.start, body),
+                    document_id=document["document_id"],
+                    cluster_id=document["cluster_id"],
+                    ordinal=ordinal,
+                    start=piece.start,
+                    end=piece.end,
+                    heading_path=" > ".join(_path(title, piece.headings)),
+                    page=bisect_right(offsets, piece.start) if offsets else None,
+                    text=body,
+                    n_tokens=piece.n_tokens,
+                )
+            )
+    return to_frame("chunks", rows)
+
+
+def _path(title: str, headings: tuple[str, ...]) -> list[str]:
+    """Join title and headings, leaving out a first heading that repeats the title."""
+    fold = str.casefold
+    if headings and title and (fold(headings[0]) in fold(title) or fold(title) in fold(headings[0])):
+        title = ""
+    return [part for part in (title, *headings) if part]
+
+
+def _units(text: str, count_tokens: CountTokens, limit: int) -> list[_Piece]:
+    """Return the smallest spans that should stay whole, each with the headings above it."""
+    spans: list[tuple[int, int, tuple[str, ...]]] = []
+    headings: list[tuple[int, str]] = []
+    for start, end in _blocks(text):
+        match = _HEADING.match(text[start:end])
+        if match:
+            level = len(match[1])
+            headings = [h for h in headings if h[0] < level] + [(level, match[2].replace("*", "").strip())]
+        else:
+            spans.append((start, end, tuple(h[1] for h in headings)))
+    counts = count_tokens([text[s:e] for s, e, _ in spans])
+    pieces: list[_Piece] = []
+    for (start, end, path), n in zip(spans, counts, strict=True):
+        if n <= limit:
+            pieces.append(_Piece(start, end, path, n))
+            continue
+        parts = _split_long(text, start, end)
+        pieces += [
+            _Piece(s, e, path, m) for (s, e), m in zip(parts, count_tokens([text[s:e] for s, e in parts]), strict=True)
+        ]
+    return pieces
+
+
+def _blocks(text: str) -> list[tuple[int, int]]:
+    """Return spans of headings, table rows, list items and paragraphs, in order, without the blanks between them."""
+    spans: list[tuple[int, int]] = []
+    at = 0
+    is_open = False  # whether the last span is a paragraph or item that the next line continues
+    for line in text.splitlines(keepends=True):
+        bare = line.strip()
+        start, end = at + (len(line) - len(line.lstrip())), at + len(line.rstrip())
+        at += len(line)
+        if not bare:
+            is_open = False
+        elif _HEADING.match(bare) or bare.startswith("|"):
+            spans.append((start, end))
+            is_open = False
+        elif is_open and not re.match(r"([-*+]|\d+[.)])\s", bare):
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+            is_open = True
+    return spans
+
+
+def _split_long(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """Cut a span between sentences; a sentence of more than 600 characters is cut between words."""
+    cuts = [start, *(start + m.end() for m in _SENTENCE_END.finditer(text[start:end])), end]
+    spans = []
+    for a, b in pairwise(cuts):
+        while b - a > 600:
+            cut = text.rfind(" ", a + 300, a + 600)
+            cut = cut if cut > 0 else a + 600
+            spans.append((a, cut))
+            a = cut + (text[cut : cut + 1] == " ")
+        if text[a:b].strip():
+            spans.append((a, a + len(text[a:b].rstrip())))
+    return spans
+
+
+def _pack(units: list[_Piece], config: CorpusConfig) -> list[_Piece]:
+    """Join neighbouring units of one section up to the limit, then short leftovers with their neighbour."""
+    packed: list[_Piece] = []
+    for unit in units:
+        last = packed[-1] if packed else None
+        is_room = last is not None and last.n_tokens + unit.n_tokens <= config.chunk_tokens
+        if (
+            last
+            and is_room
+            and (
+                last.headings == unit.headings
+                or (last.n_tokens < config.chunk_min_tokens and last.headings[:-1] == unit.headings[:-1])
+            )
+        ):
+            shared = tuple(a for a, b in zip(last.headings, unit.headings, strict=False) if a == b)
+            path = last.headings if last.headings == unit.headings else shared
+            packed[-1] = _Piece(last.start, unit.end, path, last.n_tokens + unit.n_tokens)
+        else:
+            packed.append(unit)
+    return packed

@@ -1,0 +1,36 @@
+import pytest
+
+from ev_platform.collect.bodies import sniff
+from ev_platform.collect.urls import extract_links
+
+
+@pytest.mark.parametrize(
+    ("data", "media_type"),
+    [
+        (b"\xef\xbb\xbf  <!doctype HTML>", "text/html"),
+        (b"<?xml version='1.0'?><html xmlns='x'>", "text/html"),
+        (b"<!-- saved -->\n<div>text</div>", "text/html"),
+        (b"Warning: a server's complaint<br>\n<html>", "text/html"),
+        ("<html lang='en'>".encode("utf-16"), "text/html"),
+        (b"junk\n%PDF-1.4", "application/pdf"),
+        (b"%PDX", "text/plain"),
+        (b"<?xml version='1.0'?><rss>", "application/xml"),
+        (b"plain words", "text/plain"),
+        (b"GIF89a", "image/gif"),
+        (b"PK\x03\x04", "application/zip"),
+        (b"\x7fELF\x00", "application/octet-stream"),
+    ],
+)
+def test_sniff_body_told_from_its_bytes(data, media_type):
+    assert sniff(data) == media_type
+
+
+def test_extract_links_utf16_page_and_odd_declaration_read():
+    text = '<?xml version="1.0" encoding="no-such"?><html><body><a href="/ä b">x</a></body></html>'
+    assert extract_links(text.encode("utf-16"), "http://h.example/") == ["http://h.example/%C3%A4%20b"]
+    assert extract_links(text.encode(), "http://h.example/") == ["http://h.example/%C3%A4%20b"]
+
+
+@pytest.mark.parametrize("body", [b"", b" ", b"<!-- -->", b"<html>", b"\x00\x00", b"<a href", b"<" * 5000])
+def test_extract_links_page_without_links_gives_none(body):
+    assert extract_links(body, "http://h.example/") == []

@@ -1,0 +1,116 @@
+"""A release without a model: the same shape as `registry.Release`, importable by a replica in another process."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ev_platform.engine import Completion
+from ev_platform.errors import UserError
+from ev_platform.retrieval import Hit
+
+
+@dataclass(frozen=True)
+class FakeChunk:
+    chunk_id: str
+    text: str
+    title: str | None
+    heading_path: str
+    url: str
+    page: int | None
+    licence: str
+    publisher: str
+    fetched_at: datetime
+
+
+CHUNKS = [
+    FakeChunk(
+        "chk_cable",
+        "Mode 3 cables are rated for 32 A.",
+        "Cable sizing",
+        "Cable sizing > Rating",
+        "https://example.org/cable-sizing.html",
+        None,
+        "CC-BY-4.0",
+        "Example Press",
+        datetime(2026, 11, 2, 8, 30, tzinfo=UTC),
+    ),
+    FakeChunk(
+        "chk_manual",
+        "Test the RCD every three months.",
+        "Operations manual",
+        "Operations manual > RCD",
+        "https://example.org/operations-manual.pdf",
+        7,
+        "CC-BY-SA-4.0",
+        "Example Works",
+        datetime(2026, 11, 3, 9, 0, tzinfo=UTC),
+    ),
+]
+
+
+class FakeEngine:
+    """Says how it was asked: the options it got and the prompt's last line."""
+
+    window = 200
+
+    def __init__(self):
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.n_running = 0
+        self.most_running = 0
+        self._lock = threading.Lock()
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+    def generate(
+        self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[Completion]:
+        with self._lock:
+            self.n_running += 1
+            self.most_running = max(self.most_running, self.n_running)
+        self.may_answer.wait(10)
+        with self._lock:
+            self.n_running -= 1
+        if "explode" in prompts[0]:
+            raise RuntimeError(f"the engine failed at {prompts[0]!r}")
+        text = f"temperature={temperature!r} seed={seed} max_new_tokens={max_new_tokens} | {prompts[0]}"
+        return [Completion(text, self.count_tokens(prompts[0]), 5, 1.0, "stop")]
+
+
+class FakeRetriever:
+    """Ranks chunks by the words they share with the question."""
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
+        def score(query: str, chunk: FakeChunk) -> float:
+            return len(set(query.lower().split()) & set(chunk.text.lower().split())) / 10
+
+        ranked = [sorted(CHUNKS, key=lambda chunk: -score(query, chunk)) for query in queries]
+        return [
+            [Hit(chunk.chunk_id, score(query, chunk)) for chunk in chunks[:top_k]]
+            for query, chunks in zip(queries, ranked, strict=True)
+        ]
+
+
+@dataclass
+class FakeRelease:
+    model_version: str = "fake_task@3"
+    description: str = "Answers questions about charging."
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    retriever: FakeRetriever = field(default_factory=FakeRetriever)
+    chunks: dict[str, FakeChunk] = field(default_factory=lambda: {chunk.chunk_id: chunk for chunk in CHUNKS})
+    top_k: int = 2
+    max_new_tokens: int = 48
+
+
+def load(data_root: Path, tasks_dir: Path, task_name: str, release_name: str | None) -> FakeRelease:
+    return FakeRelease(model_version=f"{task_name}@3")
+
+
+def load_missing(data_root: Path, tasks_dir: Path, task_name: str, release_name: str | None) -> FakeRelease:
+    raise UserError(f"There is no model of {task_name!r} yet: train one.")
