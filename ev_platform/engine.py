@@ -98,6 +98,7 @@ class CTranslate2Engine(_Base):
     def generate(
         self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[Completion]:
+        """Complete rendered prompts in one batch."""
         import ctranslate2
 
         encoded = [self._encode(prompt) for prompt in prompts]
@@ -112,7 +113,7 @@ class CTranslate2Engine(_Base):
             sampling_temperature=temperature if temperature > 0 else 1.0,
             include_prompt_in_result=False,
             return_end_token=True,
-            end_token=self.end_id,
+            end_token=[self.end_id],
         )
         latency_ms = (time.perf_counter() - started) * 1000 / max(1, len(prompts))
         return [
@@ -135,6 +136,7 @@ class TransformersEngine(_Base):
     def generate(
         self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[Completion]:
+        """Complete rendered prompts one after the other."""
         import torch
 
         encoded = [self._encode(prompt) for prompt in prompts]

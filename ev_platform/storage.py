@@ -256,7 +256,7 @@ class Store:
         )
         folder = self._folder(table, task)
         with tempfile.TemporaryFile() as buffer:
-            frame.insert_column(0, pl.lit(task).alias("task")).write_parquet(buffer, compression="zstd")
+            frame.select(pl.lit(task).alias("task"), pl.all()).write_parquet(buffer, compression="zstd")
             buffer.seek(0)
             write_atomic(folder / f"{record.version}.parquet", buffer.read())
         write_atomic(folder / f"{record.version}.json", json.dumps(asdict(record), indent=1).encode())
@@ -277,8 +277,8 @@ class Store:
     ) -> Built:
         """Compute tables once: skip where the same inputs, configuration and code already gave the current version.
 
-        Stages are keyed by the fingerprints of what they read, so where new rows equal the stored ones nothing downstream
-        is computed again. A forced computation that gives the stored rows stores nothing.
+        Stages are keyed by the fingerprints of what they read, so where new rows equal the stored ones nothing
+        downstream is computed again. A forced computation that gives the stored rows stores nothing.
 
         Args:
             tables: Tables that `compute` returns.
@@ -368,3 +368,10 @@ class Store:
                 write_atomic(empty, buffer.read())
         pointers = sorted(folder.glob("*/CURRENT"))
         return [empty, *(p.parent / f"{p.read_text().strip()}.parquet" for p in pointers)]
+
+    def all_files(self, table: str) -> list[Path]:
+        """Return the Parquet files of all published versions, preceded by the zero-row file."""
+        folder = self.root / "tables" / table
+        # A version counts once its record is written; a lone Parquet file is what a killed process left.
+        records = sorted(folder.glob("*/*.json"))
+        return [folder / "schema.parquet", *(record.with_suffix(".parquet") for record in records)]

@@ -26,7 +26,7 @@ from ev_platform.tasks.types import TaskType
 MAX_QUESTION_OVERLAP = 0.6
 MAX_ANSWER_WORDS = 40
 
-Render = Callable[[Messages, str | None], tuple[int, int]]
+CountTokens = Callable[[Messages, str], tuple[int, int]]
 
 
 def words(text: str) -> list[str]:
@@ -242,7 +242,7 @@ def build_splits(
     chunks: pl.DataFrame,
     description: str,
     task_type: TaskType,
-    render: Render,
+    count_tokens: CountTokens,
     config: DatasetConfig,
     retrieval: RetrievalConfig,
 ) -> dict[str, pl.DataFrame]:
@@ -257,7 +257,7 @@ def build_splits(
         chunks: The `chunks` table.
         description: The task in words.
         task_type: Makes the prompt.
-        render: Returns (tokens of the whole chat, tokens of the answer) for a chat and its answer.
+        count_tokens: Returns (tokens of the whole chat, tokens of the answer) for a chat and its answer.
         config: Splits and contexts.
         retrieval: The retriever's configuration.
 
@@ -279,7 +279,7 @@ def build_splits(
     def row_of(example: dict[str, Any], split: str, context_ids: list[str]) -> DatasetRow:
         contexts = [example["context"]] if example["context"] else [passages[c] for c in context_ids]
         messages = task_type.prompt(description, example["question"], contexts)
-        n_tokens, n_answer = render(messages, example["answer"])
+        n_tokens, n_answer = count_tokens(messages, example["answer"])
         return DatasetRow(
             example_id=example["example_id"],
             split=split,

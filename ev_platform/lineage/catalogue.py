@@ -1,4 +1,4 @@
-"""Builds `ev.duckdb`: views over the current Parquet files, the sidecar records, and the SQL models.
+"""Builds `ev.duckdb`: views over the current Parquet files and over all versions, the sidecar records, the SQL models.
 
 The platform never holds the file open for writing where readers look: it is built beside and moved into place, so
 that a plain `duckdb` client can query at any moment (one DuckDB writer locks every other process out).
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from ev_platform.lineage.models import load_models
+from ev_platform.lineage.models import HISTORY, load_models
 from ev_platform.records import TABLES
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ def _quote(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def _parquet(files: list[Path], options: str = "filename = false") -> str:
+    return f"read_parquet([{', '.join(_quote(str(file)) for file in files)}], union_by_name = true, {options})"
+
+
 def _materializations(tables: Path) -> str:
     if any(tables.glob("*/*/*.json")):
         columns = ", ".join(f"{_quote(name)}: {_quote(kind)}" for name, kind in _RECORD_COLUMNS.items())
@@ -64,8 +68,12 @@ def build_catalogue(store: Store) -> Path:
             connection.execute(f"ATTACH {_quote(str(file))} AS built (STORAGE_VERSION 'v1.4.0')")
             connection.execute("USE built")
             for table in TABLES:
-                files = ", ".join(_quote(str(path)) for path in store.current_files(table))
-                connection.execute(f"CREATE VIEW {table} AS FROM read_parquet([{files}], union_by_name = true)")
+                connection.execute(f"CREATE VIEW {table} AS FROM {_parquet(store.current_files(table))}")
+                connection.execute(
+                    f"CREATE VIEW {table}{HISTORY} AS "
+                    "SELECT * EXCLUDE (filename), parse_filename(filename, true) AS version "
+                    f"FROM {_parquet(store.all_files(table), 'filename = true')}"
+                )
             connection.execute(f"CREATE VIEW materializations AS {_materializations(store.root / 'tables')}")
             for model in load_models():
                 connection.execute(f"CREATE VIEW {model.name} AS {model.sql}")
@@ -75,3 +83,9 @@ def build_catalogue(store: Store) -> Path:
         target.with_name(target.name + ".wal").unlink(missing_ok=True)
         os.replace(file, target)  # noqa: PTH105 - the tests' fault injector watches this very call
     return target
+
+
+def rows_of(store: Store, sql: str, parameters: list[object]) -> list[tuple]:
+    """Query the catalogue, read-only, with bound parameters."""
+    with duckdb.connect(str(store.catalogue), read_only=True) as connection:
+        return connection.execute(sql, parameters).fetchall()

@@ -15,7 +15,8 @@ from ev_platform.errors import UserError
 from ev_platform.records import TABLES
 
 SQL_ROOT = Path(__file__).resolve().parents[2] / "dbt_like_sql"
-BUILT_IN = {*TABLES, "materializations"}
+HISTORY = "_history"  # suffix of the view over all versions of a table
+BUILT_IN = {*TABLES, *(table + HISTORY for table in TABLES), "materializations"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -40,7 +41,7 @@ def serve(
     replicas: int = 1,
     on_ready: Callable[[str], None],
 ) -> None:
-    """Serve a task's model until the process is interrupted.
+    """Serve a task's model until SIGINT or SIGTERM; to be called in the main thread.
 
     Args:
         task_name: Task.
@@ -64,9 +65,12 @@ def serve(
         port=port,
         replicas=replicas,
     ) as url:
+        # After Ray has started, whose own handler of SIGTERM aborts the process with its helpers left behind.
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
         on_ready(url)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        stop.wait()
 
 
 @contextlib.contextmanager

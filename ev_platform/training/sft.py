@@ -177,18 +177,3 @@ def _number(value: Any) -> float | None:
 
 def _chats(rows: pl.DataFrame) -> list[dict[str, Any]]:
     return [{"prompt": messages[:-1], "completion": messages[-1:]} for messages in rows["messages"].to_list()]
-
-
-def token_counter(folder: Path) -> Callable[[list[dict[str, str]], str | None], tuple[int, int]]:
-    """Return a function that counts (tokens of a whole chat, tokens of its answer) with a model's own template."""
-    tokenizer = load_tokenizer(folder)
-
-    def count(messages: list[dict[str, str]], answer: str | None) -> tuple[int, int]:
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        whole = prompt
-        if answer is not None:
-            whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
-        n_prompt, n_whole = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, whole))
-        return n_whole, n_whole - n_prompt
-
-    return count

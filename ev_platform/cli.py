@@ -1,0 +1,254 @@
+"""The command line: the same verbs as the stages, plus serving, asking and keys."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ev_platform.errors import UserError
+from ev_platform.settings import get_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="A domain small-language-model factory: sources in, a traced, evaluated and served model out.\n\n"
+    "Example: `ev-platform run --task ev_charging`",
+)
+keys_app = typer.Typer(
+    no_args_is_help=True, help="API keys of the endpoint.\n\nExample: `ev-platform keys create laptop`"
+)
+models_app = typer.Typer(no_args_is_help=True, help="Registered model versions.\n\nExample: `ev-platform models list`")
+app.add_typer(keys_app, name="keys")
+app.add_typer(models_app, name="models")
+
+console = Console()
+TaskOption = Annotated[str, typer.Option("--task", help="Name of the task.")]
+
+
+def _plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Print a `UserError` as its sentence and exit with 1."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _quiet() -> None:
+    """Keep what a person reads: progress bars and our own lines, not the chatter of a dozen libraries."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+@app.command()
+@_plain_errors
+def run(
+    task: TaskOption = "ev_charging",
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage; may be repeated. All of them by default.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Compute also what has not changed.")] = False,
+) -> None:
+    """Materialize the graph, as the weekly flow does.
+
+    Example: `ev-platform run --task ev_charging --stage collect --stage corpus`
+    """
+    _quiet()
+    from ev_platform.flows.weekly import materialize_graph
+
+    result = materialize_graph(task_name=task, stages=stage, force=force)
+    console.print(f"Computed: {', '.join(result.computed) or 'nothing, no change'}", soft_wrap=True)
+    if result.unchanged:
+        console.print(f"Unchanged: {', '.join(result.unchanged)}", soft_wrap=True)
+    for check in result.failed_checks:
+        console.print(f"[yellow]Check {check} did not pass; the run went on.[/]")
+    _print_scores(task)
+
+
+@app.command()
+@_plain_errors
+def schedule(
+    task: TaskOption = "ev_charging",
+    cron: Annotated[str, typer.Option(help="When, as a cron line.")] = "0 4 * * 1",
+    timezone: Annotated[str, typer.Option(help="IANA time zone of the cron line.")] = "UTC",
+) -> None:
+    """Run the flow every week, until stopped. Needs a Prefect server: `prefect server start`.
+
+    Example: `ev-platform schedule --task ev_charging --cron "0 4 * * 1" --timezone Europe/Berlin`
+    """
+    _quiet()
+    from ev_platform.flows.weekly import serve_weekly
+
+    serve_weekly(task, cron, timezone)
+
+
+@app.command()
+@_plain_errors
+def serve(
+    task: TaskOption = "ev_charging",
+    model: Annotated[str | None, typer.Option(help="Alias or version; the champion by default.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; EV_HOST by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; EV_PORT by default.")] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that hold the model.")] = 1,
+) -> None:
+    """Serve a registered model over HTTP, until stopped.
+
+    Example: `ev-platform serve --task ev_charging --port 8000`
+    """
+    _quiet()
+    from ev_platform.registry import resolve
+    from ev_platform.serving import run as serving
+    from ev_platform.storage import Store
+
+    settings = get_settings()
+    resolve(Store(settings.data_root), task, model)  # a wrong name is told before Ray starts
+    serving.serve(
+        task,
+        data_root=settings.data_root,
+        tasks_dir=settings.tasks_dir.resolve(),
+        release_name=model,
+        host=host or settings.host,
+        port=port or settings.port,
+        replicas=replicas,
+        on_ready=lambda url: console.print(f"Serving {task} at {url} (Ctrl-C stops)"),
+    )
+
+
+@app.command()
+@_plain_errors
+def ask(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    url: Annotated[str, typer.Option(help="Where the endpoint listens.")] = "http://127.0.0.1:8000",
+    key: Annotated[str, typer.Option(envvar="EV_API_KEY", help="API key.")] = "",
+) -> None:
+    """Ask a running endpoint and print the answer with its sources.
+
+    Example: `EV_API_KEY=ev_... ev-platform ask "How much current can a liquid-cooled CCS cable carry?"`
+    """
+    from ev_platform.demo import ask_endpoint, print_answer
+
+    print_answer(console, question, ask_endpoint(url, key, question))
+
+
+@app.command()
+@_plain_errors
+def demo(port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000) -> None:
+    """Run the whole path on the embedded example: sources, corpus, dataset, training, evaluation, serving, an answer.
+
+    Example: `ev-platform demo`
+    """
+    _quiet()
+    from ev_platform.demo import run_demo
+
+    run_demo(console, port)
+
+
+@app.command()
+@_plain_errors
+def catalogue() -> None:
+    """Rebuild the DuckDB catalogue and print where it is.
+
+    Example: `ev-platform catalogue`
+    """
+    from ev_platform.storage import Store
+
+    console.print(str(Store(get_settings().data_root).rebuild_catalogue()), soft_wrap=True)
+
+
+@keys_app.command("create")
+@_plain_errors
+def keys_create(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
+    """Make a key and print it; it is not stored and cannot be shown again.
+
+    Example: `ev-platform keys create laptop`
+    """
+    from ev_platform.serving.keys import create_key
+
+    # The bare key on stdout, so that it can be captured: KEY=$(ev-platform keys create laptop)
+    sys.stdout.write(create_key(get_settings().data_root, name) + "\n")
+
+
+@keys_app.command("list")
+@_plain_errors
+def keys_list() -> None:
+    """List keys, without their secrets.
+
+    Example: `ev-platform keys list`
+    """
+    from ev_platform.serving.keys import list_keys
+
+    table = Table("id", "name", "created", "revoked")
+    for info in list_keys(get_settings().data_root):
+        revoked = f"{info.revoked_at:%Y-%m-%d %H:%M}" if info.revoked_at else ""
+        table.add_row(info.key_id, info.name, f"{info.created_at:%Y-%m-%d %H:%M}", revoked)
+    console.print(table)
+
+
+@keys_app.command("revoke")
+@_plain_errors
+def keys_revoke(key_id: Annotated[str, typer.Argument(help="Id, as `keys list` shows it.")]) -> None:
+    """Revoke a key; a running endpoint refuses it from then on.
+
+    Example: `ev-platform keys revoke 1f2e3d4c`
+    """
+    from ev_platform.serving.keys import revoke_key
+
+    console.print(f"Revoked {revoke_key(get_settings().data_root, key_id).name}.")
+
+
+@models_app.command("list")
+@_plain_errors
+def models_list(task: TaskOption = "ev_charging") -> None:
+    """List the versions of a task's model with their verdicts and aliases.
+
+    Example: `ev-platform models list --task ev_charging`
+    """
+    from ev_platform.registry import read_aliases
+    from ev_platform.storage import Store
+
+    store = Store(get_settings().data_root)
+    aliases: dict[str, list[str]] = {}
+    for alias, version in read_aliases(store, task).items():
+        aliases.setdefault(version, []).append(alias)
+    table = Table("version", "registered", "verdict", "aliases")
+    for row in store.read("registered_model", task).iter_rows(named=True):
+        name = row["model_version"]
+        table.add_row(name, f"{row['registered_at']:%Y-%m-%d %H:%M}", row["verdict"], ", ".join(aliases.get(name, [])))
+    console.print(table)
+
+
+def _print_scores(task: str) -> None:
+    from ev_platform.evaluation.report import print_table
+    from ev_platform.storage import Store
+
+    metrics = Store(get_settings().data_root).read("eval_report", task)
+    if metrics.height:
+        console.print(print_table(metrics))
+
+
+def main() -> None:
+    """Entry point for `python -m ev_platform.cli`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

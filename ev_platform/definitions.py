@@ -1,0 +1,33 @@
+"""Table of contents: the stages in the order of the data."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from ev_platform.defs import collect, corpus, dataset, evaluation, lineage, registry, training
+from ev_platform.defs.jobs import jobs
+from ev_platform.defs.resources import ParquetIOManager, StoreResource, WandbResource
+from ev_platform.settings import get_settings
+
+_settings = get_settings()
+_store = StoreResource(data_dir=str(_settings.data_root), tasks_dir=str(_settings.tasks_dir.resolve()))
+
+defs = dg.Definitions(
+    assets=[
+        *collect.assets,
+        *corpus.assets,
+        *dataset.assets,
+        *training.assets,
+        *evaluation.assets,
+        *registry.assets,
+        *lineage.assets,
+    ],
+    asset_checks=[*corpus.checks, *dataset.checks, *training.checks, *evaluation.checks],
+    jobs=jobs,
+    resources={
+        "store": _store,
+        "io_manager": ParquetIOManager(store=_store),
+        "wandb": WandbResource(data_dir=str(_settings.data_root)),
+    },
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,134 @@
+"""Assets and checks of the stage `corpus`: from bytes to passages."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+import polars as pl
+
+from ev_platform import corpus
+from ev_platform.defs.resources import StoreResource, Table
+from ev_platform.defs.stage import build, outs, spec, table_check, tasks_partitions
+from ev_platform.storage import Record, code_version
+from ev_platform.training.tokens import text_counter
+
+GROUP = "corpus"
+CODE = code_version(corpus)
+
+
+@dg.asset(
+    partitions_def=tasks_partitions,
+    code_version=CODE,
+    **spec("documents", "Text and metadata of every body; rows without text carry the reason.", GROUP),
+)
+def documents(
+    context: dg.AssetExecutionContext, store: StoreResource, raw_pages: Table, raw_pdfs: Table
+) -> Iterator[dg.Output[Record]]:
+    """Extract main text; bodies that are known from the last run are not extracted again."""
+    opened, task = store.store(), context.partition_key
+    before = opened.current("documents", task)
+    previous = opened.read("documents", task) if before is not None and before.code_version == CODE else None
+    yield from build(
+        context,
+        store,
+        ["documents"],
+        inputs={"raw_pages": raw_pages, "raw_pdfs": raw_pdfs},
+        config={},
+        code=CODE,
+        compute=lambda: {
+            "documents": corpus.extract_documents(pl.concat([raw_pages.frame, raw_pdfs.frame]), opened, previous)
+        },
+    )
+
+
+@dg.multi_asset(
+    outs=outs(
+        GROUP,
+        {
+            "clean_documents": "Documents in the task's language, about its subject, of good quality, each once.",
+            "dropped_documents": "Documents that were set aside, each with its reason and figure.",
+        },
+    ),
+    partitions_def=tasks_partitions,
+    code_version=CODE,
+    name="clean",
+)
+def clean(context: dg.AssetExecutionContext, store: StoreResource, documents: Table) -> Iterator[dg.Output[Record]]:
+    """Filter and deduplicate."""
+    task = store.task(context.partition_key)
+    yield from build(
+        context,
+        store,
+        ["clean_documents", "dropped_documents"],
+        inputs={"documents": documents},
+        config={"description": task.description, **task.config.corpus.model_dump(mode="json")},
+        code=CODE,
+        compute=lambda: corpus.clean_documents(documents.frame, task.description, task.config.corpus),
+    )
+
+
+@dg.asset(
+    partitions_def=tasks_partitions,
+    code_version=CODE,
+    **spec("chunks", "Passages with their span, headings and page, sized in the student's tokens.", GROUP),
+)
+def chunks(
+    context: dg.AssetExecutionContext, store: StoreResource, clean_documents: Table, base_model: Table
+) -> Iterator[dg.Output[Record]]:
+    """Cut documents along their headings."""
+    task = store.task(context.partition_key)
+    yield from build(
+        context,
+        store,
+        ["chunks"],
+        inputs={"clean_documents": clean_documents, "base_model": base_model},
+        config=task.config.corpus.model_dump(mode="json"),
+        code=CODE,
+        compute=lambda: {
+            "chunks": corpus.chunk_documents(
+                clean_documents.frame, text_counter(base_model.artifact), task.config.corpus
+            )
+        },
+    )
+
+
+@table_check("clean_documents", "dropped_documents", is_blocking=True)
+def corpus_is_not_empty(clean_documents: Table, dropped_documents: Table) -> dg.AssetCheckResult:
+    """At least one document is left to learn from."""
+    n_kept = clean_documents.record.n_rows
+    reasons = dropped_documents.frame["drop_reason"].value_counts(sort=True).rows()
+    return dg.AssetCheckResult(
+        passed=n_kept > 0,
+        description=None
+        if n_kept
+        else f"The corpus is empty: {dropped_documents.record.n_rows} documents were dropped "
+        f"({', '.join(f'{reason}: {n}' for reason, n in reasons) or 'none was collected'}); see dropped_documents.",
+        metadata={"kept": n_kept},
+    )
+
+
+@table_check("clean_documents", "documents", "dropped_documents", is_blocking=True)
+def counts_add_up(documents: Table, clean_documents: Table, dropped_documents: Table) -> dg.AssetCheckResult:
+    """Documents in equal documents kept plus documents dropped."""
+    n_in, n_kept, n_dropped = (t.record.n_rows for t in (documents, clean_documents, dropped_documents))
+    return dg.AssetCheckResult(
+        passed=n_in == n_kept + n_dropped, metadata={"in": n_in, "kept": n_kept, "dropped": n_dropped}
+    )
+
+
+@table_check("chunks", "clean_documents", is_blocking=True)
+def chunks_are_spans(chunks: Table, clean_documents: Table) -> dg.AssetCheckResult:
+    """Chunk ids are unique and every chunk's text is exactly its span of its document."""
+    texts = dict(clean_documents.frame.select("document_id", "text").iter_rows())
+    wrong = [
+        c["chunk_id"]
+        for c in chunks.frame.iter_rows(named=True)
+        if texts.get(c["document_id"], "")[c["start"] : c["end"]] != c["text"]
+    ]
+    n_repeated = chunks.record.n_rows - chunks.frame["chunk_id"].n_unique()
+    return dg.AssetCheckResult(
+        passed=not wrong and not n_repeated, metadata={"wrong": len(wrong), "repeated": n_repeated}
+    )
+
+
+assets = [documents, clean, chunks]
+checks = [corpus_is_not_empty, counts_add_up, chunks_are_spans]

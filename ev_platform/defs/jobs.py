@@ -1,0 +1,36 @@
+"""Jobs that a person starts from the UI: one for each stage, and everything."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from ev_platform.defs.stage import tasks_partitions
+
+STAGES = ("collect", "corpus", "dataset", "training", "evaluation", "registry")
+
+_DESCRIPTIONS = {
+    "collect": "Fetch pages and files; unchanged ones transfer headers only.",
+    "corpus": "Extract, filter, deduplicate and cut what was collected.",
+    "dataset": "Make and check training, validation and test rows.",
+    "training": "Train the adapter, merge and export it.",
+    "evaluation": "Let every system answer the benchmark.",
+    "registry": "Register the model, and promote it if it is better.",
+}
+
+jobs = [
+    *(
+        dg.define_asset_job(
+            stage, dg.AssetSelection.groups(stage), partitions_def=tasks_partitions, description=_DESCRIPTIONS[stage]
+        )
+        for stage in STAGES
+    ),
+    dg.define_asset_job(
+        "everything",
+        dg.AssetSelection.groups(*STAGES),
+        partitions_def=tasks_partitions,
+        description="From sources to a registered model; whatever did not change is not computed again.",
+    ),
+    dg.define_asset_job(
+        "lineage", dg.AssetSelection.groups("lineage"), description="Rebuild the catalogue's views of the lineage."
+    ),
+]

@@ -1,0 +1,133 @@
+"""Resources: the store, the I/O manager over it, and Weights & Biases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from ev_platform.settings import get_settings
+from ev_platform.storage import Record, Store
+from ev_platform.tasks import Task, get_task
+
+
+class StoreResource(dg.ConfigurableResource):
+    """The data folder and the folder of tasks.
+
+    Attributes:
+        data_dir: Root of everything that is written.
+        tasks_dir: Task folders beside the embedded example.
+    """
+
+    data_dir: str
+    tasks_dir: str
+
+    def store(self) -> Store:
+        """Open the store."""
+        return Store(Path(self.data_dir))
+
+    def task(self, name: str) -> Task:
+        """Return a task by its partition key."""
+        return get_task(name, Path(self.tasks_dir))
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a downstream asset receives: the record of one materialization, and its rows when they are asked for."""
+
+    store: Store
+    record: Record
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the rows."""
+        return self.record.fingerprint
+
+    @property
+    def version(self) -> str:
+        """Names the materialization; it can be reopened by it."""
+        return self.record.version
+
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        """The rows."""
+        return self.store.read(self.record.table, self.record.task, self.record.version)
+
+    @property
+    def artifact(self) -> Path:
+        """The weight directory of a one-row artifact table."""
+        return self.store.root / self.frame.item(0, "path")
+
+
+class ParquetIOManager(dg.ConfigurableIOManager):
+    """Hands tables from asset to asset: an asset's value is the record of what the store has published.
+
+    Publishing itself happens in `Store.build`, which also decides that nothing has to be computed; here the record
+    becomes metadata on the way out and a `Table` on the way in.
+    """
+
+    store: StoreResource
+
+    def handle_output(self, context: dg.OutputContext, obj: Record) -> None:
+        """Attach the record to the materialization."""
+        context.add_output_metadata(
+            {
+                "dagster/row_count": obj.n_rows,
+                "version": obj.version,
+                "fingerprint": obj.fingerprint,
+                "computed_from": dg.MetadataValue.json(obj.inputs),
+                "code_version": obj.code_version,
+            }
+        )
+
+    def load_input(self, context: dg.InputContext) -> Table:
+        """Return the current version of the upstream table."""
+        store = self.store.store()
+        table = context.asset_key.path[-1]
+        record = store.current(table, context.partition_key)
+        if record is None:
+            raise dg.Failure(f"{table} of task {context.partition_key} is not there yet: materialize it first.")
+        return Table(store, record)
+
+
+class WandbResource(dg.ConfigurableResource):
+    """Weights & Biases through dagster-wandb; offline, below the data folder, unless WANDB_API_KEY is set.
+
+    Attributes:
+        data_dir: Root of everything that is written.
+    """
+
+    data_dir: str
+
+    @contextmanager
+    def run(self, **init: Any) -> Iterator[Any]:
+        """Yield a W&B run that is finished at the end of the block.
+
+        Args:
+            **init: Arguments of `wandb.init`.
+        """
+        key = get_settings().wandb_api_key
+        folder = Path(self.data_dir) / "wandb"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_SILENT", "true")
+        if key is None:
+            os.environ["WANDB_MODE"] = "offline"
+        # Imported here: wandb takes over a second, which loading the graph need not pay.
+        from dagster_wandb import wandb_resource
+
+        # Offline nothing is sent anywhere, but the resource asks for a key of the right length all the same.
+        secret = key.get_secret_value() if key else "0" * 40
+        config = {"wandb": {"config": {"api_key": secret}}}
+        with dg.build_resources({"wandb": wandb_resource}, resource_config=config) as resources:
+            run = resources.wandb["sdk"].init(dir=str(folder), **init)
+            try:
+                yield run
+            finally:
+                run.finish()

@@ -1,0 +1,108 @@
+"""The demo: everything on the embedded example, and one question asked over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+
+from ev_platform.errors import UserError
+from ev_platform.settings import get_settings
+
+TASK = "ev_charging"
+QUESTION = "How fast must an RDC-DD to IEC 62955 disconnect at 60 mA DC?"
+TIMEOUT_S = 60
+
+
+def run_demo(console: Console, port: int) -> None:
+    """Materialize the example's graph, serve its model, ask it one question and say where to go next.
+
+    Args:
+        console: Where a person reads.
+        port: Of the endpoint.
+    """
+    from ev_platform.evaluation.report import print_table
+    from ev_platform.flows.weekly import materialize_graph
+    from ev_platform.registry import read_aliases
+    from ev_platform.serving.keys import create_key, revoke_key
+    from ev_platform.serving.run import serving
+    from ev_platform.storage import Store
+
+    settings = get_settings()
+    store = Store(settings.data_root)
+    console.rule("1  sources → corpus → dataset → training → evaluation → registry")
+    result = materialize_graph(task_name=TASK)
+    console.print(f"Computed: {', '.join(result.computed) or 'nothing, no change'}", soft_wrap=True)
+    console.rule("2  the four systems on the hand-written test rows")
+    console.print(print_table(store.read("eval_report", TASK)))
+    newest = store.read("registered_model", TASK).tail(1).to_dicts()[0]
+    console.print(f"{newest['model_version']}: [bold]{newest['verdict']}[/]. {newest['reason']}", soft_wrap=True)
+    aliases = read_aliases(store, TASK)
+    alias = "champion" if "champion" in aliases else "candidate"
+    if alias == "candidate":
+        console.print("[yellow]There is no champion: the demo serves the candidate, to show the endpoint.[/]")
+    console.rule("3  served, asked over HTTP")
+    key = create_key(settings.data_root, "demo")
+    try:
+        with serving(
+            TASK,
+            data_root=settings.data_root,
+            tasks_dir=settings.tasks_dir.resolve(),
+            release_name=alias,
+            host=settings.host,
+            port=port,
+        ) as url:
+            print_answer(console, QUESTION, ask_endpoint(url, key, QUESTION))
+    finally:
+        # The demo's key was never shown; it ends with the demo.
+        revoke_key(settings.data_root, key.split("_")[1])
+    console.rule("where to go next")
+    console.print(
+        "UI        make dev, then http://127.0.0.1:3000 (assets, plots, checks)\n"
+        f"query     duckdb -readonly {store.catalogue} 'FROM model_sources'\n"
+        "          (no duckdb client? pip install duckdb-cli)\n"
+        "endpoint  make serve prints a key and serves on http://127.0.0.1:8000; then in another shell\n"
+        "          EV_API_KEY=... .venv/bin/ev-platform ask 'What is Plug & Charge?'",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def ask_endpoint(url: str, key: str, question: str) -> dict[str, Any]:
+    """Post a question to `/v1/chat/completions` and return the reply.
+
+    Raises:
+        UserError: If the endpoint is not there or refuses.
+    """
+    import httpx
+
+    try:
+        reply = httpx.post(
+            f"{url.rstrip('/')}/v1/chat/completions",
+            headers={"Authorization": f"Bearer {key}"},
+            json={"messages": [{"role": "user", "content": question}]},
+            timeout=TIMEOUT_S,
+        )
+    except httpx.HTTPError as error:
+        raise UserError(f"{url} did not answer ({type(error).__name__}): start it with `ev-platform serve`.") from error
+    if reply.status_code != 200:
+        try:
+            message = reply.json()["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = reply.text[:200]
+        raise UserError(f"{url} answered {reply.status_code}: {message}")
+    return reply.json()
+
+
+def print_answer(console: Console, question: str, reply: dict[str, Any]) -> None:
+    """Print a reply with its sources."""
+    lines = [f"[bold]{reply['choices'][0]['message']['content']}[/]", ""]
+    for number, source in enumerate(reply["sources"], 1):
+        page = f", page {source['page']}" if source["page"] else ""
+        lines.append(f"[{number}] {source['heading'] or source['title']}{page}".replace("[", "\\[", 1))
+        lines.append(
+            f"    {source['url']}  {source['licence']}  fetched {source['fetched_at'][:16].replace('T', ' ')} UTC"
+        )
+    lines.append(f"\nmodel {reply['model']}, {reply['usage']['completion_tokens']} tokens")
+    console.print(Panel("\n".join(lines), title=question, title_align="left"), highlight=False)
