@@ -34,9 +34,7 @@ test: install
 	$(BIN)/python -m pytest
 
 dev: install
-	@mkdir -p ev_data/dagster
-	@test -f ev_data/dagster/dagster.yaml || printf 'telemetry:\n  enabled: false\nnux:\n  enabled: false\n' > ev_data/dagster/dagster.yaml
-	DAGSTER_HOME=$${DAGSTER_HOME:-$(CURDIR)/ev_data/dagster} $(BIN)/dagster dev
+	$(BIN)/ev-platform dev
 
 serve: install
 	@echo "API key (shown once): $$($(BIN)/ev-platform keys create make-serve)"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -51,12 +53,14 @@ def _plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 def _quiet() -> None:
     """Keep what a person reads: progress bars and our own lines, not the chatter of a dozen libraries."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("bitsandbytes", "bm25s", "httpx", "sentence_transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @app.command()
@@ -131,6 +135,20 @@ def serve(
         replicas=replicas,
         on_ready=lambda url: console.print(f"Serving {task} at {url} (Ctrl-C stops)"),
     )
+
+
+@app.command()
+@_plain_errors
+def dev(port: Annotated[int, typer.Option(help="Port of the UI.")] = 3000) -> None:
+    """Open the graph in the Dagster UI, with every run that was made here, until stopped.
+
+    Example: `ev-platform dev --port 3000`
+    """
+    from ev_platform.defs.run import dagster_home
+
+    dagster_home(get_settings().data_root)
+    dagster = Path(sys.executable).with_name("dagster")
+    os.execv(dagster, [str(dagster), "dev", "--module-name", "ev_platform.definitions", "--port", str(port)])  # noqa: S606
 
 
 @app.command()

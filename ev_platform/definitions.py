@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from ev_platform.defs import collect, corpus, dataset, evaluation, lineage, registry, training
+from ev_platform.defs.console import step_lines
 from ev_platform.defs.jobs import jobs
 from ev_platform.defs.resources import ParquetIOManager, StoreResource, WandbResource
 from ev_platform.settings import get_settings
@@ -29,5 +30,6 @@ defs = dg.Definitions(
         "io_manager": ParquetIOManager(store=_store),
         "wandb": WandbResource(data_dir=str(_settings.data_root)),
     },
+    loggers={"console": dg.colored_console_logger, "steps": step_lines},
     executor=dg.in_process_executor,
 )

@@ -130,7 +130,8 @@ class TransformersEngine(_Base):
 
         super().__init__(folder)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(self._device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        self._model = model.to(self._device).eval()
         self.window: int = self._model.config.max_position_embeddings
 
     def generate(

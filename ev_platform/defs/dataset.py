@@ -1,6 +1,7 @@
 """Assets and checks of the stage `dataset`: from passages to training, validation and test rows."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -146,5 +147,5 @@ def benchmark_is_not_empty(benchmark: Table) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=benchmark.record.n_rows > 0, metadata={"rows": benchmark.record.n_rows})
 
 
-assets = [qa_candidates, validate, split]
+assets: list[Any] = [qa_candidates, validate, split]
 checks = [no_leakage, training_set_is_not_empty, benchmark_is_not_empty]

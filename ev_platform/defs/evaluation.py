@@ -1,6 +1,7 @@
 """Assets and checks of the stage `evaluation`: answers of every system, and what they say."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -124,5 +125,5 @@ def every_system_answered(predictions: Table, benchmark: Table) -> dg.AssetCheck
     )
 
 
-assets = [predictions, eval_report]
+assets: list[Any] = [predictions, eval_report]
 checks = [tuned_beats_base, every_system_answered]

@@ -1,6 +1,7 @@
 """The SQL models of `dbt_like_sql` as assets: views of the catalogue, rebuilt together."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -56,4 +57,4 @@ def catalogue(context: dg.AssetExecutionContext, store: StoreResource) -> Iterat
             )
 
 
-assets = [catalogue]
+assets: list[Any] = [catalogue]

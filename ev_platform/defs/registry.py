@@ -1,6 +1,7 @@
 """The asset of the stage `registry`: one immutable version for each new model."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -67,4 +68,4 @@ def registered_model(
         yield output.with_metadata({**output.metadata, "aliases": registry.apply_aliases(opened, task)})
 
 
-assets = [registered_model]
+assets: list[Any] = [registered_model]

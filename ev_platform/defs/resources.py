@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from ev_platform.errors import UserError
 from ev_platform.settings import get_settings
 from ev_platform.storage import Record, Store
 from ev_platform.tasks import Task, get_task
@@ -93,7 +94,7 @@ class ParquetIOManager(dg.ConfigurableIOManager):
         table = context.asset_key.path[-1]
         record = store.current(table, context.partition_key)
         if record is None:
-            raise dg.Failure(f"{table} of task {context.partition_key} is not there yet: materialize it first.")
+            raise UserError(f"{table} of task {context.partition_key} is not there yet: materialize it first.")
         return Table(store, record)
 
 

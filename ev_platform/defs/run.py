@@ -82,6 +82,7 @@ def materialize(
             asset_selection=_asset_keys(defs, stages),
             tags={FORCE_TAG: "true"} if force else None,
             raise_on_error=False,
+            run_config={"loggers": {"steps": {}}},
         )
         if not result.success:
             raise UserError(_failure(result))

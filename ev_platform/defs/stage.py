@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from ev_platform.records import schema_of
 from ev_platform.settings import get_settings
 from ev_platform.storage import Frames, Record
 from ev_platform.tasks import find_tasks
+
+# Partitioned checks and data versions are marked as preview and beta; a person who runs the graph need not hear it.
+for _category in (dg.PreviewWarning, dg.BetaWarning):
+    warnings.filterwarnings("ignore", category=_category)
 
 tasks_partitions = dg.StaticPartitionsDefinition(list(find_tasks(get_settings().tasks_dir)))
 

@@ -109,7 +109,7 @@ def merged_model(
     )
 
 
-def _serving_asset(table: str, source: str, description: str) -> dg.AssetsDefinition:
+def _serving_asset(table: str, source: str, description: str) -> Any:
     @dg.asset(
         name=table,
         ins={"model": dg.AssetIn(source)},
@@ -156,5 +156,5 @@ def loss_fell(adapter: Table) -> dg.AssetCheckResult:
     )
 
 
-assets = [base_model, train, merged_model, serving_model, base_serving_model]
+assets: list[Any] = [base_model, train, merged_model, serving_model, base_serving_model]
 checks = [loss_fell]

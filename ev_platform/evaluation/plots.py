@@ -33,7 +33,7 @@ def plot_scores(scores: pl.DataFrame, systems: list[str]) -> Markup:
     axes.set_ylim(len(systems) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10, labelcolor=INK)
-    return _svg(figure, "Token F1 and ROUGE-L of each system with 95 % intervals")
+    return _svg(figure, "scores", "Token F1 and ROUGE-L of each system with 95 % intervals")
 
 
 def plot_differences(differences: pl.DataFrame) -> Markup:
@@ -56,7 +56,7 @@ def plot_differences(differences: pl.DataFrame) -> Markup:
     ]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    return _svg(figure, "Paired differences of token F1 with 95 % intervals")
+    return _svg(figure, "differences", "Paired differences of token F1 with 95 % intervals")
 
 
 def _axes(height: float) -> tuple[Any, Any]:
@@ -82,13 +82,16 @@ def _point(axes: Any, row: dict[str, Any], y: float, colour: str, label: str | N
     axes.plot([row["value"]], [y], "o", color=colour, markersize=6, label=label)
 
 
-def _svg(figure: Any, title: str) -> Markup:
+def _svg(figure: Any, name: str, title: str) -> Markup:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
     # A fixed salt and no date: the same figures give the same page. Letters as paths: no font has to be there.
-    with rc_context({"svg.hashsalt": title, "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Title": None})
+    with rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
+    # Several plots stand in one document, where an id may occur once.
+    for mark in (' id="', 'href="#', "url(#"):
+        svg = svg.replace(mark, f"{mark}{name}-")
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1))  # noqa: S704  (our own figures)

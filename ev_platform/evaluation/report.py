@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ev_platform.evaluation.plots import plot_differences, plot_scores
@@ -82,7 +83,9 @@ def render_report(metrics: pl.DataFrame, predictions: pl.DataFrame, *, context: 
     scores = metrics.filter(pl.col("compared_to").is_null())
     differences = metrics.filter(pl.col("compared_to").is_not_null())
     pairs = list(differences.select("system", "compared_to").unique(maintain_order=True).iter_rows())
-    best, worst = _pick(predictions, systems, context.sources)
+    # A further system, such as a teacher, is a yardstick: the answers shown are ranked by a system that may ship.
+    favourite = [name for name in systems if name in SYSTEMS or name == systems[0]][-1]
+    best, worst = _pick(predictions, systems, favourite, context.sources)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -95,7 +98,7 @@ def render_report(metrics: pl.DataFrame, predictions: pl.DataFrame, *, context: 
         run=frame_fingerprint("predictions", predictions)[:12],
         n_rows=predictions["example_id"].n_unique(),
         systems=[_label(name) for name in systems],
-        favourite=_label(systems[-1]),
+        favourite=_label(favourite),
         scores=_cells(scores, [(name, None) for name in systems], SCORES),
         pairs=[(_label(a), _label(b)) for a, b in pairs],
         differences=_cells(differences, pairs, DIFFERENCES),
@@ -109,10 +112,16 @@ def print_table(metrics: pl.DataFrame) -> Table:
     """Lay an `eval_report` out for a terminal of 80 columns: one column per system, 95 % intervals in brackets."""
     scores = metrics.filter(pl.col("compared_to").is_null())
     systems = order_systems(scores["system"])
-    table = Table(title=f"{scores['n_rows'].max()} test rows, 95 % intervals in brackets", title_justify="left")
-    table.add_column("")
+    table = Table(
+        title=f"{scores['n_rows'].max()} test rows, 95 % intervals in brackets",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
+    table.add_column("", no_wrap=True)
     for name in systems:
-        table.add_column(_label(name), justify="right")
+        table.add_column(_label(name).replace(" + ", "\n+ "), justify="right", no_wrap=True)
     for label, cells in _cells(scores, [(name, None) for name in systems], SCORES):
         table.add_row(label, *("" if cell is None else _terminal_text(cell) for cell in cells))
     return table
@@ -151,14 +160,13 @@ def _cell(row: Mapping[str, Any], form: str) -> Cell:
 
 
 def _pick(
-    predictions: pl.DataFrame, systems: Sequence[str], sources: Mapping[str, str]
+    predictions: pl.DataFrame, systems: Sequence[str], favourite: str, sources: Mapping[str, str]
 ) -> tuple[list[Cell], list[Cell]]:
-    """Return the best and the worst answers of the last system.
+    """Return the best and the worst answers of the favourite system.
 
     They are ordered by its token F1; among equals, the best have the largest gain over the base, the worst the
     largest loss.
     """
-    favourite = systems[-1]
     by_example: dict[str, dict[str, Cell]] = {}
     for row in predictions.iter_rows(named=True):
         by_example.setdefault(row["example_id"], {})[row["system"]] = row
@@ -172,12 +180,14 @@ def _pick(
     )
     n_best = min(N_ANSWERS, len(ranked) // 2)
     n_worst = min(N_ANSWERS, len(ranked) - n_best)
-    cards = [_card(by_example[e], systems, sources) for e in (*ranked[:n_best], *reversed(ranked[-n_worst:]))]
+    cards = [
+        _card(by_example[e], systems, favourite, sources) for e in (*ranked[:n_best], *reversed(ranked[-n_worst:]))
+    ]
     return cards[:n_best], cards[n_best:]
 
 
-def _card(rows: Mapping[str, Cell], systems: Sequence[str], sources: Mapping[str, str]) -> Cell:
-    row = rows[systems[-1]]
+def _card(rows: Mapping[str, Cell], systems: Sequence[str], favourite: str, sources: Mapping[str, str]) -> Cell:
+    row = rows[favourite]
     chunk_ids = row["context_chunk_ids"]
     gold = row["gold_chunk_id"]
     return {

@@ -166,5 +166,5 @@ def _against(other: str, difference: Interval) -> str:
     if difference.low is None or difference.high is None:
         bounds = "too few rows for an interval"
     else:
-        bounds = f"95 % {difference.low:+.3f} to {difference.high:+.3f}"
-    return f"{difference.value:+.3f} against {SYSTEMS[other]} ({bounds}: {meaning})"
+        bounds = f"95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
+    return f"{difference.value:+.3f} against {SYSTEMS[other]} ({meaning}; {bounds})"

@@ -40,6 +40,7 @@ def load_models(root: Path = SQL_ROOT) -> tuple[SqlModel, ...]:
     import sqlglot
     import yaml
     from sqlglot import exp
+    from sqlglot.errors import ParseError
 
     described = root / "models.yml"
     descriptions = yaml.safe_load(described.read_text(encoding="utf-8")) if described.exists() else {}
@@ -48,7 +49,7 @@ def load_models(root: Path = SQL_ROOT) -> tuple[SqlModel, ...]:
         sql = file.read_text(encoding="utf-8")
         try:
             tree = sqlglot.parse_one(sql, read="duckdb")
-        except sqlglot.errors.ParseError as error:
+        except ParseError as error:
             raise UserError(f"{file}: not valid SQL: {error.errors[0]['description']}") from error
         local = {cte.alias for cte in tree.find_all(exp.CTE)}
         reads = sorted({t.name for t in tree.find_all(exp.Table) if t.name and t.name not in local})

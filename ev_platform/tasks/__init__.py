@@ -102,7 +102,8 @@ class DatasetConfig(_Strict):
         max_examples: Upper bound of generated training rows, spread evenly over the chunks.
         max_per_chunk: Upper bound for one chunk.
         validation_fraction: Share of the training documents held out for validation.
-        n_contexts: Passages in a training prompt; the answer's own passage stands at a random place among them.
+        n_contexts: Most passages in a training prompt; each row draws a number from one to this. The answer's own
+            passage is always among them.
         seed: For every random choice.
     """
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from tqdm import tqdm
 
 from ev_platform.errors import UserError
 from ev_platform.records import TrainingStep
@@ -47,10 +48,19 @@ def train_adapter(
     import torch
     from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback, set_seed
+    from transformers import (
+        AutoModelForCausalLM,
+        BitsAndBytesConfig,
+        PrinterCallback,
+        ProgressCallback,
+        TrainerCallback,
+        set_seed,
+    )
+    from transformers.utils import logging as transformers_logging
     from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()
+    transformers_logging.disable_progress_bar()
     fits = training.filter(pl.col("n_tokens") <= recipe.max_length)
     if fits.is_empty():
         raise UserError(
@@ -74,12 +84,16 @@ def train_adapter(
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, quantization_config=quantization)
     if quantization is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=is_gpu)
-    modules = recipe.lora.target_modules
+    modules, last = recipe.lora.target_modules, recipe.lora.last_layers
+    n_layers = model.config.num_hidden_layers
+    if last is not None and last > n_layers:
+        raise UserError(f"lora.last_layers is {last}, but {recipe.base_model} has {n_layers} layers.")
     lora = LoraConfig(
         r=recipe.lora.r,
         lora_alpha=recipe.lora.alpha,
         lora_dropout=recipe.lora.dropout,
         target_modules=modules if isinstance(modules, str) else list(modules),
+        layers_to_transform=None if last is None else list(range(n_layers - last, n_layers)),
         task_type="CAUSAL_LM",
     )
 
@@ -87,7 +101,12 @@ def train_adapter(
     steps: list[TrainingStep] = []
     tokens_per_step = fits["n_tokens"].mean() * recipe.batch_size  # type: ignore[operator]
 
+    bar = tqdm(desc="train", unit="step", disable=None)
+
     class Recorder(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            bar.reset(total=state.max_steps)
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             logs = logs or {}
             if "loss" not in logs and "eval_loss" not in logs:
@@ -104,6 +123,9 @@ def train_adapter(
                 elapsed_s=round(time.monotonic() - started, 3),
             )
             steps.append(row)
+            if row.loss is not None:
+                bar.update()
+                bar.set_postfix(loss=f"{row.loss:.3f}")
             if row.loss is not None and row.loss != row.loss:
                 control.should_training_stop = True
             if log is not None:
@@ -144,7 +166,11 @@ def train_adapter(
             peft_config=lora,
             callbacks=[Recorder()],
         )
+        # Their job is done by the bar above; they would print a dictionary for each step.
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
         result = trainer.train()
+        bar.close()
         trainer.model.save_pretrained(out)
         tokenizer.save_pretrained(out)
     losses = [row.loss for row in steps if row.loss is not None]
@@ -153,8 +179,8 @@ def train_adapter(
     validation_losses = [row.validation_loss for row in steps if row.validation_loss is not None]
     seconds = float(result.metrics["train_runtime"])
     n_epochs = float(result.metrics.get("epoch", recipe.epochs))
-    n_tokens = int(fits["n_tokens"].sum() * n_epochs)
-    n_answer_tokens = int(fits["n_answer_tokens"].sum() * n_epochs)
+    n_tokens = int(sum(fits["n_tokens"].to_list()) * n_epochs)
+    n_answer_tokens = int(sum(fits["n_answer_tokens"].to_list()) * n_epochs)
     return {
         "n_rows": fits.height,
         "n_rows_too_long": training.height - fits.height,
