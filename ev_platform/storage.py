@@ -292,6 +292,8 @@ class Store:
         key = fingerprint([sorted(tables), dict(inputs), dict(config), code])
         stored = {table: self.current(table, task) for table in tables}
         if not force and all(record is not None and record.key == key for record in stored.values()):
+            if self._is_catalogue_behind(tables, task):
+                self.rebuild_catalogue()
             return Built({t: r for t, r in stored.items() if r is not None}, is_unchanged=True)
         started = now()
         frames = compute()
@@ -355,6 +357,11 @@ class Store:
         from ev_platform.lineage.catalogue import build_catalogue
 
         return build_catalogue(self)
+
+    def _is_catalogue_behind(self, tables: Sequence[str], task: str) -> bool:
+        # A process killed after it moved a pointer leaves a catalogue that shows the version before.
+        moved = max((self._folder(table, task) / "CURRENT").stat().st_mtime_ns for table in tables)
+        return not self.catalogue.exists() or self.catalogue.stat().st_mtime_ns < moved
 
     def current_files(self, table: str) -> list[Path]:
         """Return the current Parquet file of every task, preceded by a zero-row file that fixes the schema."""

@@ -31,7 +31,8 @@ def write_report(
         Path of the page, and the verdict on it.
     """
     judged = verdict(token_f1_differences(metrics))
-    wanted = sorted({chunk for ids in predictions["context_chunk_ids"] for chunk in ids})
+    shown = {chunk for ids in predictions["context_chunk_ids"] for chunk in ids}
+    wanted = sorted(shown | set(predictions["gold_chunk_id"].drop_nulls()))
     sources = rows_of(
         store,
         "SELECT chunk_id, url, page FROM chunk_sources WHERE task = ? AND chunk_id IN (SELECT unnest(?))",

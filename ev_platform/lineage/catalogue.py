@@ -41,7 +41,9 @@ def _quote(text: str) -> str:
 
 
 def _parquet(files: list[Path], options: str = "filename = false") -> str:
-    return f"read_parquet([{', '.join(_quote(str(file)) for file in files)}], union_by_name = true, {options})"
+    # A data folder below `env=prod` is no partition: without the option DuckDB would add a column `env`.
+    names = ", ".join(_quote(str(file)) for file in files)
+    return f"read_parquet([{names}], union_by_name = true, hive_partitioning = false, {options})"
 
 
 def _materializations(tables: Path) -> str:
@@ -59,6 +61,19 @@ def build_catalogue(store: Store) -> Path:
     Returns:
         Path of the catalogue.
     """
+    while True:
+        shown = _current(store)
+        _write(store, shown)
+        # Another process may have published meanwhile, and its newer catalogue may just have been replaced by this one.
+        if _current(store) == shown:
+            return store.catalogue
+
+
+def _current(store: Store) -> dict[str, list[Path]]:
+    return {table: store.current_files(table) for table in TABLES}
+
+
+def _write(store: Store, current: dict[str, list[Path]]) -> None:
     store.root.mkdir(parents=True, exist_ok=True)
     target = store.catalogue
     with tempfile.TemporaryDirectory(dir=store.root, prefix=".tmp-catalogue-") as scratch:
@@ -68,7 +83,7 @@ def build_catalogue(store: Store) -> Path:
             connection.execute(f"ATTACH {_quote(str(file))} AS built (STORAGE_VERSION 'v1.4.0')")
             connection.execute("USE built")
             for table in TABLES:
-                connection.execute(f"CREATE VIEW {table} AS FROM {_parquet(store.current_files(table))}")
+                connection.execute(f"CREATE VIEW {table} AS FROM {_parquet(current[table])}")
                 connection.execute(
                     f"CREATE VIEW {table}{HISTORY} AS "
                     "SELECT * EXCLUDE (filename), parse_filename(filename, true) AS version "
@@ -82,7 +97,6 @@ def build_catalogue(store: Store) -> Path:
         file.chmod(0o444)
         target.with_name(target.name + ".wal").unlink(missing_ok=True)
         os.replace(file, target)  # noqa: PTH105 - the tests' fault injector watches this very call
-    return target
 
 
 def rows_of(store: Store, sql: str, parameters: list[object]) -> list[tuple]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from ev_platform.errors import UserError
@@ -40,7 +40,7 @@ def load_models(root: Path = SQL_ROOT) -> tuple[SqlModel, ...]:
     import sqlglot
     import yaml
     from sqlglot import exp
-    from sqlglot.errors import ParseError
+    from sqlglot.errors import SqlglotError
 
     described = root / "models.yml"
     descriptions = yaml.safe_load(described.read_text(encoding="utf-8")) if described.exists() else {}
@@ -49,8 +49,10 @@ def load_models(root: Path = SQL_ROOT) -> tuple[SqlModel, ...]:
         sql = file.read_text(encoding="utf-8")
         try:
             tree = sqlglot.parse_one(sql, read="duckdb")
-        except ParseError as error:
-            raise UserError(f"{file}: not valid SQL: {error.errors[0]['description']}") from error
+        except SqlglotError as error:
+            # ParseError keeps its own sentence in a list, apart from the text with terminal colours.
+            details = getattr(error, "errors", None) or [{"description": " ".join(str(error).split())}]
+            raise UserError(f"{file}: not valid SQL: {details[0]['description']}.") from error
         local = {cte.alias for cte in tree.find_all(exp.CTE)}
         reads = sorted({t.name for t in tree.find_all(exp.Table) if t.name and t.name not in local})
         models[file.stem] = SqlModel(file.stem, file.parent.name, sql, tuple(reads), descriptions.get(file.stem, ""))
@@ -62,4 +64,8 @@ def load_models(root: Path = SQL_ROOT) -> tuple[SqlModel, ...]:
                     f"exist; the tables are {', '.join(sorted(BUILT_IN | set(models)))}."
                 )
     graph = {m.name: [r for r in m.reads if r in models] for m in models.values()}
-    return tuple(models[name] for name in TopologicalSorter(graph).static_order())
+    try:
+        return tuple(models[name] for name in TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        circle = " reads ".join(reversed(error.args[1]))
+        raise UserError(f"{root / 'models'}: the SQL models read each other in a circle: {circle}.") from error

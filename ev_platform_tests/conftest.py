@@ -1,0 +1,48 @@
+"""What several folders of tests share: a store, and the example's own pages and PDFs, collected and extracted once."""
+
+import os
+from pathlib import Path
+
+# Two torch threads that spin beside another busy process slow each other down many times over.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import polars as pl
+import pytest
+
+from ev_platform.collect import collect_pages, collect_pdfs
+from ev_platform.corpus import extract_documents
+from ev_platform.records import to_frame
+from ev_platform.storage import Store
+from ev_platform.tasks import get_task
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def example_task():
+    return get_task("ev_charging", Path("no-such-folder"))
+
+
+@pytest.fixture(scope="session")
+def example_store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("example"))
+
+
+@pytest.fixture(scope="session")
+def example_bodies(example_task, example_store):
+    """Crawl the example's site over HTTP, PDFs included."""
+    nothing = to_frame("raw_pages", [])
+    return pl.concat(
+        [
+            collect_pages(example_task, example_store, previous=nothing, user_agent="ev-platform-test/1.0"),
+            collect_pdfs(example_task, example_store, previous=nothing),
+        ]
+    )
+
+
+@pytest.fixture(scope="session")
+def example_documents(example_bodies, example_store):
+    return extract_documents(example_bodies, example_store)

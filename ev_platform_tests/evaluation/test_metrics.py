@@ -1,0 +1,159 @@
+"""Scores against the reference implementations, to the last digit."""
+
+import os
+import re
+import string
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from ev_platform.evaluation.metrics import corpus_bleu, score_rows
+
+PAIRS = [
+    # prediction, reference
+    ("30 minutes", "30 minutes"),
+    ("Thirty minutes.", "30 minutes"),
+    ("The 32 A socket", "a 32 A socket!"),
+    ("", ""),
+    ("", "50 kW"),
+    ("50 kW", ""),
+    ("the", "a"),
+    ("The", ""),
+    ("   ", "\n\t"),
+    ("...", "!?"),
+    ("An apple a day", "apple day"),
+    ("theatre", "the atre"),
+    ("IC-CPD", "ICCPD"),
+    ("It's the driver's cable", "its the drivers cable"),
+    ("CCS2", "CCS 2"),
+    ("up to 350 kW, in 15 min", "up to 350 kW in 15 minutes"),
+    ("no no no yes", "no yes"),
+    ("no yes", "no no no yes"),
+    ("Wallbox für Zuhause", "Wallbox fur Zuhause"),
+    ("Größe: 11 kW", "größe 11 kw"),
+    ("STRASSE", "straße"),
+    ("İstanbul", "istanbul"),
+    ("充電 スタンド", "充電 スタンド"),
+    ("зарядная станция", "Зарядная станция"),
+    ("“smart” charging — ISO 15118", "smart charging ISO 15118"),
+    ("£0.35/kWh", "0.35 per kWh"),
+    ("🔌 Type 2", "Type 2"),
+    ("non\u00a0breaking space", "non breaking space"),
+    ("e\u0301quipement", "\u00e9quipement"),
+    ("line one\nline two", "line one line two"),
+    ("running stations", "run station"),
+    ("B A", "A B"),
+    ("the cat sat on the mat beside the charger", "the charger sat beside the cat on the mat"),
+    ("A residual current device in the building", "a residual current device in the building"),
+    ("<b>bold</b> & more", "bold and more"),
+    ("a a a", "the the"),
+    ("IEC 61851-1:2017", "IEC 61851-1"),
+    ("x" * 500, "x" * 500),
+]
+PREDICTIONS = [prediction for prediction, _ in PAIRS]
+REFERENCES = [reference for _, reference in PAIRS]
+
+
+# The rules of the official SQuAD 1.1 evaluation script (evaluate-v1.1.py), as published.
+def squad_normalize_answer(s):
+    def remove_articles(text):
+        return re.sub(r"\b(a|an|the)\b", " ", text)
+
+    def white_space_fix(text):
+        return " ".join(text.split())
+
+    def remove_punc(text):
+        exclude = set(string.punctuation)
+        return "".join(ch for ch in text if ch not in exclude)
+
+    def lower(text):
+        return text.lower()
+
+    return white_space_fix(remove_articles(remove_punc(lower(s))))
+
+
+def squad_f1(prediction, ground_truth):
+    prediction_tokens = squad_normalize_answer(prediction).split()
+    ground_truth_tokens = squad_normalize_answer(ground_truth).split()
+    common = Counter(prediction_tokens) & Counter(ground_truth_tokens)
+    num_same = sum(common.values())
+    if num_same == 0:
+        return 0
+    precision = 1.0 * num_same / len(prediction_tokens)
+    recall = 1.0 * num_same / len(ground_truth_tokens)
+    return (2 * precision * recall) / (precision + recall)
+
+
+def test_score_rows_varied_strings_equals_squad_and_rouge_score():
+    scores = score_rows(PREDICTIONS, REFERENCES)
+    rouge = RougeScorer(["rougeL"])
+    assert scores["exact_match"].to_list() == [
+        float(squad_normalize_answer(p) == squad_normalize_answer(r)) for p, r in PAIRS
+    ]
+    assert scores["token_f1"].to_list() == [squad_f1(p, r) for p, r in PAIRS]
+    assert scores["rouge_l"].to_list() == [rouge.score(r, p)["rougeL"].fmeasure for p, r in PAIRS]
+
+
+def test_score_rows_known_answers_give_figures_worked_out_by_hand():
+    scores = score_rows(["the 32 A socket", "no no yes", "", "B C"], ["32 socket", "no yes", "", "C B"])
+    assert scores["exact_match"].to_list() == [1.0, 0.0, 1.0, 0.0]
+    # "no no yes" has 2 words in common: precision 2/3, recall 1. Two empty answers share no word.
+    assert scores["token_f1"].to_list() == pytest.approx([1.0, 0.8, 0.0, 1.0])
+    assert scores["rouge_l"].to_list() == pytest.approx([2 / 3, 0.8, 0.0, 0.5])
+
+
+def test_score_rows_no_rows_gives_the_empty_frame():
+    assert score_rows([], []).schema == score_rows(["a"], ["a"]).schema
+    assert len(score_rows([], [])) == 0
+
+
+def test_score_rows_unequal_lengths_raises_with_both():
+    with pytest.raises(ValueError, match="2 predictions but 1 references"):
+        score_rows(["a", "b"], ["a"])
+
+
+def test_corpus_bleu_varied_strings_equals_sacrebleu_default():
+    assert corpus_bleu(PREDICTIONS, REFERENCES) == sacrebleu.corpus_bleu(PREDICTIONS, [REFERENCES]).score
+    for n in (2, 5, 12, 20):
+        reversed_rows = PREDICTIONS[::-1][:n], REFERENCES[::-1][:n]
+        expected = sacrebleu.corpus_bleu(reversed_rows[0], [reversed_rows[1]]).score
+        assert corpus_bleu(*reversed_rows) == expected
+
+
+def test_corpus_bleu_only_short_answers_counts_the_orders_there_are():
+    assert sacrebleu.corpus_bleu(["30 minutes"], [["30 minutes"]]).score == 0
+    assert corpus_bleu(["30 minutes"], ["30 minutes"]) == pytest.approx(100)
+
+
+def test_corpus_bleu_only_empty_predictions_is_zero():
+    assert corpus_bleu(["", ""], ["50 kW", "one"]) == 0
+
+
+def test_corpus_bleu_no_rows_raises():
+    with pytest.raises(ValueError, match="no rows"):
+        corpus_bleu([], [])
+
+
+def test_metrics_offline_touch_neither_network_nor_home(tmp_path):
+    script = """
+import socket
+def refuse(*args, **kwargs):
+    raise AssertionError(f"network: {args}")
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+from ev_platform.evaluation.metrics import corpus_bleu, score_rows
+print(score_rows(["50 kW"], ["50 kW"]).row(0), corpus_bleu(["50 kW now"], ["50 kW now"]) > 99)
+"""
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    home.mkdir()
+    temporary.mkdir()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
+    environment = {**kept, "HOME": str(home), "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(1.0, 1.0, 1.0) True", done.stderr
+    assert list(home.rglob("*")) == []
+    assert list(temporary.rglob("*")) == []

@@ -1,0 +1,466 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import types
+from dataclasses import replace
+from datetime import timedelta
+from math import nan
+
+import duckdb
+import polars as pl
+import pytest
+
+from ev_platform.collect.bodies import blank_row
+from ev_platform.records import Metric, to_frame
+from ev_platform.storage import Store, code_version, fingerprint, frame_fingerprint, now, short_id, write_atomic
+from ev_platform.tasks import Sources
+
+# A version of the table `eval_report` whose rows all hold its own number, one row more each time, so that a reader
+# can tell a whole version from a torn one.
+VERSION = """
+from ev_platform.records import Metric, to_frame
+
+def version(k):
+    return to_frame("eval_report", [Metric(f"s{i}", None, "f1", float(k), None, None, i) for i in range(k + 1)])
+"""
+exec(VERSION)  # the very text that the child processes run
+version = globals()["version"]
+
+COUNTS = "SELECT count(*), min(value), max(value) FROM eval_report WHERE task = 'cars'"
+
+
+def child(script, *arguments):
+    return [sys.executable, "-c", VERSION + textwrap.dedent(script), *map(str, arguments)]
+
+
+def seen(store):
+    """Return what a plain DuckDB client sees."""
+    with duckdb.connect(str(store.catalogue), read_only=True) as connection:
+        return connection.execute(COUNTS).fetchone()
+
+
+def temporary_files(store):
+    return [path for path in store.root.rglob("*") if path.name.startswith(".tmp")]
+
+
+# ---- fingerprints ----
+
+
+def test_fingerprint_does_not_depend_on_the_order_of_keys():
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint([1, 2]) != fingerprint([2, 1])
+
+
+def test_fingerprint_is_the_same_in_another_process_with_another_hash_seed():
+    script = "import sys; from ev_platform.storage import fingerprint; print(fingerprint({'é': ['x', 1.5, None]}))"
+    answer = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": "77"}, capture_output=True, text=True
+    )
+    assert answer.stdout.strip() == fingerprint({"é": ["x", 1.5, None]})
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", now(), {("a", "b"): 1}])
+def test_fingerprint_of_what_json_cannot_hold_raises(value):
+    with pytest.raises(TypeError):
+        fingerprint({"value": value})
+
+
+@pytest.mark.parametrize("value", [nan, float("inf")])
+def test_fingerprint_of_a_number_that_json_cannot_hold_raises(value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint([value])
+
+
+def test_short_id_tells_parts_apart_that_join_to_the_same_text():
+    assert short_id("chk", "ab", "c") != short_id("chk", "a", "bc")
+    assert short_id("chk", "a").startswith("chk_")
+
+
+def body(**changes):
+    return to_frame("raw_pages", [replace(blank_row("https://a.example/", "web", Sources()), **changes)])
+
+
+def test_frame_fingerprint_ignores_volatile_columns_only():
+    row = {"fetched_at": now(), "checked_at": now(), "etag": "one"}
+    first = frame_fingerprint("raw_pages", body(**row))
+    assert first == frame_fingerprint(
+        "raw_pages", body(**row | {"checked_at": now() + timedelta(days=7), "etag": "two", "last_modified": "today"})
+    )
+    assert first != frame_fingerprint("raw_pages", body(**row, status=200))
+
+
+def test_frame_fingerprint_depends_on_the_order_of_rows():
+    frame = version(2)
+    assert frame_fingerprint("eval_report", frame) != frame_fingerprint("eval_report", frame.reverse())
+
+
+def module(tmp_path, name, text):
+    file = tmp_path / f"{name}.py"
+    file.write_text(text)
+    made = types.ModuleType(name)
+    made.__file__ = str(file)
+    return made
+
+
+def test_code_version_changes_with_what_the_code_does_and_not_with_its_comments(tmp_path):
+    plain = module(tmp_path, "one", "def f(x):\n    return x + 1\n")
+    explained = module(tmp_path, "two", '"""Says."""\n\ndef f(x):\n    """Adds."""\n    return x + 1  # one\n')
+    other = module(tmp_path, "three", "def f(x):\n    return x + 2\n")
+    assert code_version(plain) != code_version(other)
+    assert code_version(explained) == code_version(module(tmp_path, "four", '"""."""\ndef f(x):\n  "."\n  return x+1'))
+
+
+def test_code_version_of_a_package_covers_every_file_of_it(tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    before = module(package, "__init__", "")
+    first = code_version(before)
+    (package / "inside.py").write_text("x = 1\n")
+    assert code_version(before) != first
+
+
+# ---- tables ----
+
+
+def test_read_before_the_first_publication_gives_the_empty_table(store):
+    assert store.read("eval_report", "cars").schema == version(0).schema
+    assert store.read("eval_report", "cars").is_empty()
+    assert store.current("eval_report", "cars") is None
+
+
+def test_publish_keeps_every_version_readable_under_its_name(store):
+    records = [store.publish("eval_report", "cars", version(k)) for k in range(3)]
+    assert store.read("eval_report", "cars").equals(version(2))
+    for k, record in enumerate(records):
+        assert store.read("eval_report", "cars", record.version).equals(version(k))
+        assert record.n_rows == k + 1
+    assert store.history("eval_report", "cars") == records
+    assert store.current("eval_report", "cars") == records[-1]
+
+
+def test_publish_of_one_task_leaves_another_task_alone(store):
+    store.publish("eval_report", "cars", version(1))
+    store.publish("eval_report", "trains", version(4))
+    assert store.read("eval_report", "cars").equals(version(1))
+    assert seen(store) == (2, 1, 1)
+
+
+def test_publish_of_a_frame_with_other_columns_is_refused_and_stores_nothing(store):
+    store.publish("eval_report", "cars", version(1))
+    for wrong in (
+        version(2).drop("n_rows"),
+        version(2).with_columns(pl.lit(1).alias("extra")),
+        version(2).with_columns(pl.col("n_rows").cast(pl.Int32)),
+        version(2).select(pl.all().reverse()).select(sorted(version(2).columns)),
+    ):
+        with pytest.raises(pl.exceptions.SchemaError, match="eval_report"):
+            store.publish("eval_report", "cars", wrong)
+    assert len(store.history("eval_report", "cars")) == 1
+
+
+def test_publish_of_an_undeclared_table_is_refused(store):
+    with pytest.raises(KeyError, match="leftovers"):
+        store.publish("leftovers", "cars", version(1))
+
+
+def test_publish_in_a_folder_with_odd_characters_is_readable_by_all_clients(tmp_path):
+    store = Store(tmp_path / "it's env=prod")
+    store.publish("eval_report", "cars", version(2))
+    assert store.read("eval_report", "cars").equals(version(2))
+    with duckdb.connect(str(store.catalogue), read_only=True) as connection:
+        columns = [column for column, *_ in connection.execute("DESCRIBE eval_report").fetchall()]
+    assert columns == ["task", *version(0).columns]
+    assert seen(store) == (3, 2, 2)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ev_platform.storage import Store
+
+left, real = int(sys.argv[2]), os.replace
+
+def replace(source, target):
+    global left
+    left -= 1
+    if left == 0:
+        print(Path(target).name, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+
+os.replace = replace
+Store(Path(sys.argv[1])).build(
+    ["eval_report"], "cars", inputs={}, config={"k": 2}, code="c", compute=lambda: {"eval_report": version(2)}
+)
+print("finished")
+"""
+
+
+def build_second_version(store):
+    return store.build(
+        ["eval_report"],
+        "cars",
+        inputs={},
+        config={"k": 2},
+        code="c",
+        compute=lambda: {"eval_report": version(2)},
+    )
+
+
+@pytest.mark.parametrize(("call", "replaced"), [(1, ".parquet"), (2, ".json"), (3, "CURRENT"), (4, "ev.duckdb")])
+def test_build_killed_at_any_replacement_leaves_the_earlier_version_and_a_rerun_publishes(store, call, replaced):
+    first = store.publish("eval_report", "cars", version(1))
+    answer = subprocess.run(child(KILLED, store.root, call), capture_output=True, text=True)
+    assert answer.returncode == -signal.SIGKILL, answer.stderr
+    assert answer.stdout.strip().endswith(replaced)
+
+    # The earlier version is whole under its name, and the catalogue shows it until the new one is complete.
+    assert store.read("eval_report", "cars", first.version).equals(version(1))
+    assert seen(store) == (2, 1, 1)
+    # The pointer is what publishes: before it moves readers get the old rows, after it the new ones, never a mixture.
+    assert store.read("eval_report", "cars").equals(version(1 if call <= 3 else 2))
+
+    built = build_second_version(store)
+    assert built.is_unchanged == (call == 4)
+    assert store.read("eval_report", "cars").equals(version(2))
+    assert seen(store) == (3, 2, 2), "the rerun left the catalogue behind"
+    assert store.read("eval_report", "cars", first.version).equals(version(1))
+
+
+def test_build_that_is_not_killed_moves_four_files(store):
+    """Says that the numbers of the test above name every replacement there is."""
+    store.publish("eval_report", "cars", version(1))
+    answer = subprocess.run(child(KILLED, store.root, 5), capture_output=True, text=True)
+    assert answer.stdout.strip() == "finished", answer.stderr
+    assert seen(store) == (3, 2, 2)
+    assert not temporary_files(store)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from ev_platform.storage import Store
+store = Store(Path(sys.argv[1]))
+for k in range(1, 31):
+    store.publish("eval_report", "cars", version(k))
+"""
+
+
+def test_catalogue_is_readable_and_whole_at_every_moment_while_another_process_publishes(store):
+    store.publish("eval_report", "cars", version(0))
+    writer = subprocess.Popen(child(WRITER, store.root), stderr=subprocess.PIPE, text=True)
+    answers = []
+    while writer.poll() is None:
+        answers.append(seen(store))
+    assert writer.returncode == 0, writer.stderr.read()
+    assert all(n == low + 1 == high + 1 for n, low, high in answers), answers
+    assert answers == sorted(answers), "a reader went back to an earlier version"
+    assert len(set(answers)) > 5, "the reader met too few versions to say anything"
+    assert seen(store) == (31, 30, 30)
+
+
+PUBLISH_ONE = """
+import sys
+from pathlib import Path
+from ev_platform.storage import Store
+Store(Path(sys.argv[1])).publish("eval_report", "trains", version(4))
+"""
+
+
+def test_catalogue_shows_what_another_process_published_while_it_was_being_written(store, monkeypatch):
+    store.publish("eval_report", "cars", version(0))
+    real, others = os.replace, []
+
+    def replace_late(source, target):
+        if target == store.catalogue and not others:
+            others.append(subprocess.Popen(child(PUBLISH_ONE, store.root)))
+            assert others[0].wait(timeout=60) == 0
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_late)
+    store.publish("eval_report", "cars", version(1))
+    with duckdb.connect(str(store.catalogue), read_only=True) as connection:
+        counts = connection.execute("SELECT task, count(*) FROM eval_report GROUP BY ALL ORDER BY ALL").fetchall()
+    assert counts == [("cars", 2), ("trains", 5)]
+
+
+# ---- build ----
+
+
+class Computation:
+    """Counts its calls and gives the rows it is told to."""
+
+    def __init__(self):
+        self.n_calls = 0
+        self.k = 1
+
+    def __call__(self):
+        self.n_calls += 1
+        return {"eval_report": version(self.k)}
+
+
+@pytest.fixture
+def computation():
+    return Computation()
+
+
+def build(store, computation, **changes):
+    arguments = {"inputs": {"chunks": "f1"}, "config": {"top_k": 2}, "code": "c1"} | changes
+    return store.build(["eval_report"], "cars", compute=computation, **arguments)
+
+
+def test_build_with_the_same_inputs_computes_once(store, computation):
+    assert not build(store, computation).is_unchanged
+    again = build(store, computation)
+    assert again.is_unchanged
+    assert computation.n_calls == 1
+    assert again.records["eval_report"] == store.current("eval_report", "cars")
+
+
+@pytest.mark.parametrize(
+    "change", [{"inputs": {"chunks": "f2"}}, {"config": {"top_k": 3}}, {"code": "c2"}], ids=lambda change: next(iter(change))
+)
+def test_build_computes_again_when_what_it_depends_on_changed(store, computation, change):
+    build(store, computation)
+    computation.k = 2
+    assert not build(store, computation, **change).is_unchanged
+    assert computation.n_calls == 2
+    assert store.read("eval_report", "cars").equals(version(2))
+    record = store.current("eval_report", "cars")
+    assert (record.inputs, record.config, record.code_version) == tuple(
+        ({"inputs": {"chunks": "f1"}, "config": {"top_k": 2}, "code": "c1"} | change)[name]
+        for name in ("inputs", "config", "code")
+    )
+
+
+def test_build_of_a_changed_input_that_gives_equal_rows_says_unchanged_and_is_known_next_time(store, computation):
+    build(store, computation)
+    built = build(store, computation, inputs={"chunks": "f2"})
+    assert built.is_unchanged
+    build(store, computation, inputs={"chunks": "f2"})
+    assert computation.n_calls == 2
+
+
+def test_build_forced_with_equal_rows_stores_nothing_new(store, computation):
+    build(store, computation)
+    assert build(store, computation, force=True).is_unchanged
+    assert computation.n_calls == 2
+    assert len(store.history("eval_report", "cars")) == 1
+
+
+def test_build_forced_with_other_rows_publishes_them(store, computation):
+    build(store, computation)
+    computation.k = 5
+    assert not build(store, computation, force=True).is_unchanged
+    assert store.read("eval_report", "cars").equals(version(5))
+
+
+def test_build_whose_computation_fails_leaves_the_earlier_version_and_tries_again(store, computation):
+    build(store, computation)
+
+    def broken():
+        raise RuntimeError("no such page")
+
+    with pytest.raises(RuntimeError, match="no such page"):
+        build(store, broken, code="c2")
+    assert store.read("eval_report", "cars").equals(version(1))
+    build(store, computation, code="c2")
+    assert computation.n_calls == 2
+
+
+def test_build_interrupted_between_two_tables_computes_both_again(store):
+    def frames():
+        return {"training_log": to_frame("training_log", []), "eval_report": version(3)}
+
+    def run(compute):
+        return store.build(["training_log", "eval_report"], "cars", inputs={}, config={}, code="c", compute=compute)
+
+    class Torn(dict):
+        def __getitem__(self, table):
+            if table == "eval_report":
+                raise KeyboardInterrupt
+            return super().__getitem__(table)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(lambda: Torn(frames()))
+    assert store.current("training_log", "cars") is not None and store.current("eval_report", "cars") is None
+    assert not run(frames).is_unchanged
+    assert len(store.history("training_log", "cars")) == 1
+    assert store.read("eval_report", "cars").equals(version(3))
+
+
+def test_build_that_finds_nothing_to_do_makes_a_missing_catalogue_again(store, computation):
+    build(store, computation)
+    store.catalogue.unlink()
+    assert build(store, computation).is_unchanged
+    assert seen(store) == (2, 1, 1)
+
+
+# ---- files, bodies, weights ----
+
+
+def test_write_atomic_that_fails_keeps_the_old_bytes_and_no_scratch_file(tmp_path, monkeypatch):
+    file = tmp_path / "a"
+    write_atomic(file, b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(file, b"new")
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_put_blob_stores_equal_bytes_once(store):
+    sha, path = store.put_blob(b"bytes")
+    stamp = (store.root / path).stat().st_mtime_ns
+    assert store.put_blob(b"bytes") == (sha, path)
+    assert (store.root / path).read_bytes() == b"bytes"
+    assert (store.root / path).stat().st_mtime_ns == stamp
+    assert store.put_blob(b"other")[1] != path
+
+
+def fill(store, text):
+    with store.artifact("adapter", "a1") as folder:
+        assert list(folder.iterdir()) == []
+        (folder / "weights").write_text(text)
+
+
+def test_artifact_replaces_an_earlier_one_whole(store):
+    fill(store, "old")
+    (store.artifact_path("adapter", "a1") / "stray").write_text("of the old one")
+    fill(store, "new")
+    assert {f.name: f.read_text() for f in store.artifact_path("adapter", "a1").iterdir()} == {"weights": "new"}
+    assert not temporary_files(store)
+
+
+def test_artifact_is_not_there_before_its_block_ends(store):
+    with store.artifact("adapter", "a1"):
+        assert not store.artifact_path("adapter", "a1").exists()
+    assert store.artifact_path("adapter", "a1").is_dir()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_artifact_whose_block_raises_leaves_nothing_and_keeps_the_earlier_one(store, is_first):
+    if not is_first:
+        fill(store, "old")
+    with pytest.raises(RuntimeError, match="out of memory"), store.artifact("adapter", "a1") as folder:
+        (folder / "weights").write_text("half")
+        raise RuntimeError("out of memory")
+    assert not temporary_files(store)
+    path = store.artifact_path("adapter", "a1")
+    assert not path.exists() if is_first else (path / "weights").read_text() == "old"
+
+
+def test_record_on_disk_is_plain_json_with_the_fingerprint_of_its_rows(store):
+    record = store.publish("eval_report", "cars", version(2), inputs={"chunks": "f1"}, config={"a": [1]})
+    (file,) = (store.root / "tables").rglob(f"{record.version}.json")
+    data = json.loads(file.read_text())
+    assert data["fingerprint"] == frame_fingerprint("eval_report", store.read("eval_report", "cars"))
+    assert data["inputs"] == {"chunks": "f1"} and data["config"] == {"a": [1]}
+    assert Metric(**store.read("eval_report", "cars").row(0, named=True)) == Metric("s0", None, "f1", 2.0, None, None, 0)
