@@ -1,5 +1,5 @@
 # Everything runs inside .venv, which `make install` makes; nothing has to be installed by hand.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -192,6 +192,22 @@ def catalogue() -> None:
     console.print(str(Store(get_settings().data_root).rebuild_catalogue()), soft_wrap=True)
 
 
+@app.command()
+@_plain_errors
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT, or FROM and a view's name.")],
+    limit: Annotated[int, typer.Option(min=1, help="Most rows to print.")] = 40,
+) -> None:
+    """Query the catalogue, read-only.
+
+    Example: `ev-platform query "FROM model_sources"`
+    """
+    from ev_platform.lineage.catalogue import show_query
+    from ev_platform.storage import Store
+
+    show_query(Store(get_settings().data_root), sql, max_rows=limit, max_width=console.width)
+
+
 @keys_app.command("create")
 @_plain_errors
 def keys_create(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:

@@ -11,7 +11,7 @@ from ev_platform.errors import UserError
 from ev_platform.settings import get_settings
 
 TASK = "ev_charging"
-QUESTION = "How fast must an RDC-DD to IEC 62955 disconnect at 60 mA DC?"
+QUESTION = "How much power does a 48 A J3400 station give at 277 V?"
 TIMEOUT_S = 60
 
 
@@ -60,8 +60,9 @@ def run_demo(console: Console, port: int) -> None:
     console.rule("where to go next")
     console.print(
         "UI        make dev, then http://127.0.0.1:3000 (assets, plots, checks)\n"
-        f"query     duckdb -readonly {store.catalogue} 'FROM model_sources'\n"
-        "          (no duckdb client? pip install duckdb-cli)\n"
+        "query     .venv/bin/ev-platform query 'FROM model_sources', or any DuckDB client on\n"
+        f"          {store.catalogue}\n"
+        f"report    {store.root / 'reports' / TASK}.html\n"
         "endpoint  make serve prints a key and serves on http://127.0.0.1:8000; then in another shell\n"
         "          EV_API_KEY=... .venv/bin/ev-platform ask 'What is Plug & Charge?'",
         soft_wrap=True,

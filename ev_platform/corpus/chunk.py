@@ -36,7 +36,8 @@ def chunk_documents(documents: pl.DataFrame, count_tokens: CountTokens, config: 
 
     A chunk never crosses a heading, except that a section shorter than `chunk_min_tokens` joins its neighbour under the
     same parent; inside a section, paragraphs, list items and table rows are packed whole, and only a paragraph that is
-    too long by itself is cut, between sentences. A chunk's text is exactly `document.text[start:end]`.
+    too long by itself is cut: between sentences, and between words where one sentence is too long. A chunk's text is
+    exactly `document.text[start:end]`.
 
     Args:
         documents: The `clean_documents` table.
@@ -49,7 +50,7 @@ def chunk_documents(documents: pl.DataFrame, count_tokens: CountTokens, config: 
     rows: list[Chunk] = []
     for document in documents.iter_rows(named=True):
         text, title = document["text"], document["title"] or ""
-        pieces = _pack(_units(text, count_tokens, config.chunk_tokens), config)
+        pieces = _pack(text, _units(text, count_tokens, config.chunk_tokens), count_tokens, config)
         for ordinal, piece in enumerate(pieces):
             body = text[piece.start : piece.end]
             offsets = document["page_offsets"]
@@ -95,10 +96,8 @@ def _units(text: str, count_tokens: CountTokens, limit: int) -> list[_Piece]:
         if n <= limit:
             pieces.append(_Piece(start, end, path, n))
             continue
-        parts = _split_long(text, start, end)
-        pieces += [
-            _Piece(s, e, path, m) for (s, e), m in zip(parts, count_tokens([text[s:e] for s, e in parts]), strict=True)
-        ]
+        for s, e in _sentences(text, start, end):
+            pieces += _halves(text, s, e, path, count_tokens, limit)
     return pieces
 
 
@@ -124,38 +123,47 @@ def _blocks(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def _split_long(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """Cut a span between sentences; a sentence of more than 600 characters is cut between words."""
+def _sentences(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """Cut a span between sentences."""
     cuts = [start, *(start + m.end() for m in _SENTENCE_END.finditer(text[start:end])), end]
-    spans = []
-    for a, b in pairwise(cuts):
-        while b - a > 600:
-            cut = text.rfind(" ", a + 300, a + 600)
-            cut = cut if cut > 0 else a + 600
-            spans.append((a, cut))
-            a = cut + (text[cut : cut + 1] == " ")
-        if text[a:b].strip():
-            spans.append((a, a + len(text[a:b].rstrip())))
-    return spans
+    return [(a, a + len(text[a:b].rstrip())) for a, b in pairwise(cuts) if text[a:b].strip()]
 
 
-def _pack(units: list[_Piece], config: CorpusConfig) -> list[_Piece]:
-    """Join neighbouring units of one section up to the limit, then short leftovers with their neighbour."""
+def _halves(
+    text: str, start: int, end: int, path: tuple[str, ...], count_tokens: CountTokens, limit: int
+) -> list[_Piece]:
+    """Cut a span near its middle, between words where there is a blank, until every part is within the limit."""
+    n = count_tokens([text[start:end]])[0]
+    if n <= limit or end - start < 2:
+        return [_Piece(start, end, path, n)]
+    middle = (start + end) // 2
+    blanks = [start + m.start() for m in re.finditer(r"(?<=\S)\s+(?=\S)", text[start:end])]
+    cut = min(blanks, key=lambda at: abs(at - middle), default=middle)
+    after = cut + len(text[cut:end]) - len(text[cut:end].lstrip())
+    return [
+        *_halves(text, start, cut, path, count_tokens, limit),
+        *_halves(text, after, end, path, count_tokens, limit),
+    ]
+
+
+def _pack(text: str, units: list[_Piece], count_tokens: CountTokens, config: CorpusConfig) -> list[_Piece]:
+    """Join neighbouring units of one section up to the limit, and a short section with the one after it."""
     packed: list[_Piece] = []
     for unit in units:
         last = packed[-1] if packed else None
-        is_room = last is not None and last.n_tokens + unit.n_tokens <= config.chunk_tokens
         if (
-            last
-            and is_room
+            last is not None
+            and last.n_tokens + unit.n_tokens <= config.chunk_tokens
             and (
                 last.headings == unit.headings
                 or (last.n_tokens < config.chunk_min_tokens and last.headings[:-1] == unit.headings[:-1])
             )
         ):
-            shared = tuple(a for a, b in zip(last.headings, unit.headings, strict=False) if a == b)
-            path = last.headings if last.headings == unit.headings else shared
-            packed[-1] = _Piece(last.start, unit.end, path, last.n_tokens + unit.n_tokens)
-        else:
-            packed.append(unit)
+            # The joined span is counted as it stands: it also holds line breaks, and a heading between two sections.
+            n = count_tokens([text[last.start : unit.end]])[0]
+            if n <= config.chunk_tokens:
+                shared = tuple(a for a, b in zip(last.headings, unit.headings, strict=False) if a == b)
+                packed[-1] = _Piece(last.start, unit.end, shared, n)
+                continue
+        packed.append(unit)
     return packed

@@ -42,9 +42,11 @@ class _Extracted:
 def normalise(text: str) -> str:
     """Return text in Unicode NFC with plain spaces and line breaks and no trailing blanks.
 
-    U+2028 and U+2029 become line breaks, zero-width characters go, typographic ligatures of PDFs become letters.
+    U+2028, U+2029, form feeds and their like become line breaks, zero-width characters go, typographic ligatures of
+    PDFs become letters.
     """
-    text = unicodedata.normalize("NFC", text).replace("\u2028", "\n").replace("\u2029", "\n\n").replace("\r\n", "\n")
+    text = unicodedata.normalize("NFC", text).replace("\u2029", "\n\n").replace("\r\n", "\n")
+    text = re.sub("[\r\x0b\x0c\x85\u2028]", "\n", text)
     text = re.sub(r"[\u00a0\u2000-\u200a\u202f\u3000\t]", " ", text)
     text = re.sub(r"[\u200b-\u200d\u2060\ufeff\u00ad]|[\x00-\x08\x0b-\x1f\x7f]", "", text)
     text = re.sub("[\ufb00-\ufb06]", lambda ligature: unicodedata.normalize("NFKC", ligature[0]), text)
@@ -73,8 +75,7 @@ def extract_documents(bodies: pl.DataFrame, store: Store, previous: pl.DataFrame
         known = done.get((body["url"], body["content_sha256"]))
         if known is not None and body["content_sha256"]:
             fresh = {"fetched_at": body["fetched_at"]}
-            if known["licence"] == "unknown" or known["publisher"] == "unknown":
-                fresh |= {"licence": body["licence"], "publisher": body["publisher"]}
+            fresh |= {name: body[name] for name in ("licence", "publisher") if known[name] == "unknown"}
             rows.append(Document(**{**known, **fresh}))
         else:
             rows.append(_document(body, store))
@@ -177,6 +178,13 @@ def _read_pdf(data: bytes) -> _Extracted:
         with document:
             if document.needs_pass:
                 return _Extracted(drop_reason="encrypted_pdf", drop_detail="a password is needed to open it")
+            if not document.is_pdf:
+                kind = (document.metadata or {}).get("format")
+                return _Extracted(drop_reason="broken_pdf", drop_detail=f"the file is {kind}, not PDF")
+            # ISO 32000-1, 7.5.5: the last line is %%EOF. Where it is missing, pymupdf repairs what it finds, and the
+            # pages whose bytes did not come are silently empty.
+            if document.is_repaired and b"%%EOF" not in data[-1024:]:
+                return _Extracted(drop_reason="truncated_pdf", drop_detail=f"{len(data)} bytes without the end mark")
             if document.page_count == 0:
                 return _Extracted(drop_reason="broken_pdf", drop_detail="the file opens but has no pages")
             n_chars = sum(len(str(page.get_text()).strip()) for page in document)
@@ -189,6 +197,8 @@ def _read_pdf(data: bytes) -> _Extracted:
             )
             meta = document.metadata or {}
             texts = [normalise(_plain(page["text"])) for page in pages]  # type: ignore[index]
+    if not any(texts):
+        return _Extracted(drop_reason="no_text", drop_detail="the layout parser found no text")
     offsets, parts, at = [], [], 0
     for text in texts:
         offsets.append(at)
@@ -201,8 +211,6 @@ def _read_pdf(data: bytes) -> _Extracted:
         author=(meta.get("author") or "").strip() or None,
         published_on=_pdf_date(meta.get("creationDate")),
         modified_on=_pdf_date(meta.get("modDate")),
-        drop_reason=None if any(texts) else "no_text",
-        drop_detail=None if any(texts) else "the layout parser found no text",
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from ev_platform.errors import UserError
 from ev_platform.lineage.models import HISTORY, load_models
 from ev_platform.records import TABLES
 
@@ -97,6 +98,24 @@ def _write(store: Store, current: dict[str, list[Path]]) -> None:
         file.chmod(0o444)
         target.with_name(target.name + ".wal").unlink(missing_ok=True)
         os.replace(file, target)  # noqa: PTH105 - the tests' fault injector watches this very call
+
+
+def show_query(store: Store, sql: str, *, max_rows: int, max_width: int) -> None:
+    """Print a person's query on the catalogue as DuckDB's own client would, read-only.
+
+    Raises:
+        UserError: If there is no catalogue yet, or DuckDB refuses the query.
+    """
+    if not store.catalogue.exists():
+        raise UserError(f"There is no catalogue in {store.root}: run `ev-platform run` first.")
+    with duckdb.connect(str(store.catalogue), read_only=True) as connection:
+        try:
+            relation = connection.sql(sql)
+            if relation is None:
+                raise UserError("That statement returns no rows: the catalogue is for reading, use a SELECT.")
+            relation.show(max_rows=max_rows, max_width=max_width)
+        except duckdb.Error as error:
+            raise UserError(f"DuckDB: {' '.join(str(error).split())}") from error
 
 
 def rows_of(store: Store, sql: str, parameters: list[object]) -> list[tuple]:

@@ -133,13 +133,11 @@ class EvaluationConfig(_Strict):
     Attributes:
         max_rows: Upper bound of test rows, taken in the file's order.
         max_new_tokens: Longest answer, in evaluation and in serving.
-        batch_size: Prompts generated together.
         bootstrap: Resamples for the intervals.
     """
 
     max_rows: int = Field(default=200, ge=1)
-    max_new_tokens: int = Field(default=48, ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    max_new_tokens: int = Field(default=40, ge=1)
     bootstrap: int = Field(default=2000, ge=100)
 
 
@@ -182,11 +180,13 @@ def read_model(kind: type[Model], file: Path) -> Model:
     Raises:
         UserError: If the file does not parse or does not fit; names the file and the field.
     """
-    text = file.read_text(encoding="utf-8")
     try:
+        text = file.read_text(encoding="utf-8")
         data: Any = json.loads(text) if file.suffix == ".json" else (yaml.safe_load(text) or {})
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is not valid {file.suffix[1:].upper()}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} is not valid {file.suffix[1:].upper()}: {' '.join(str(error).split())}.") from error
     try:
         return kind.model_validate(data)
     except ValidationError as error:

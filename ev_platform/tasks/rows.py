@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def _records(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
     if file.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
+        # Not splitlines: a JSON string may hold U+2028 and its like as they are.
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     data = json.loads(line)
@@ -70,9 +72,9 @@ def _records(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
                 yield number, data
         return
     csv.field_size_limit(MAX_FIELD_CHARS)
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
-    number = 0
+    number = -1  # of the last record read, from 0; the header is row 1 to a person
     try:
         for number, cells in enumerate(reader):
             if header is None:
@@ -80,6 +82,8 @@ def _records(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
                 missing = [name for name in REQUIRED if name not in header]
                 if missing:
                     raise UserError(f"{file} row 1 (the header) lacks the column {missing[0]!r}; it has {header}.")
+            elif not cells:
+                continue  # an empty line, often the last one of a file
             elif len(cells) != len(header):
                 raise UserError(f"{file} row {number + 1} has {len(cells)} fields, the header has {len(header)}.")
             else:

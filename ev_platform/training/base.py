@@ -72,9 +72,18 @@ def _bundled_file() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / _GGUF
 
 
+def hide_loading_bars() -> None:
+    """Turn off transformers' bars for loading and saving: they say nothing about how long a stage will take."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _write_bundled(out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hide_loading_bars()
 
     file = _bundled_file()
     tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

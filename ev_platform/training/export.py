@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ev_platform.training.base import hide_loading_bars, load_tokenizer
+
 # What the engine needs beside the weights.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
@@ -23,8 +25,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from ev_platform.training.base import load_tokenizer
-
+    hide_loading_bars()
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(out)
@@ -43,6 +44,7 @@ def export_serving_model(model: Path, out: Path) -> str:
     """
     from ctranslate2.converters import TransformersConverter
 
+    hide_loading_bars()
     config = json.loads((model / "config.json").read_text())
     try:
         # The folder is the context manager's, already there: the converter may replace it.

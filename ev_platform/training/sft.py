@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ev_platform.errors import UserError
 from ev_platform.records import TrainingStep
-from ev_platform.training.base import load_tokenizer
+from ev_platform.training.base import hide_loading_bars, load_tokenizer
 from ev_platform.training.recipes import Recipe
 
 Log = Callable[[dict[str, float], int], None]
@@ -56,11 +56,10 @@ def train_adapter(
         TrainerCallback,
         set_seed,
     )
-    from transformers.utils import logging as transformers_logging
     from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()
-    transformers_logging.disable_progress_bar()
+    hide_loading_bars()
     fits = training.filter(pl.col("n_tokens") <= recipe.max_length)
     if fits.is_empty():
         raise UserError(

@@ -1,4 +1,5 @@
 import duckdb
+import polars as pl
 import pytest
 
 from ev_platform.lineage.catalogue import rows_of
@@ -23,7 +24,9 @@ def empty(store):
 def test_catalogue_of_an_empty_store_answers_for_every_table(empty):
     for table in TABLES:
         assert columns(empty, table) == ["task", *schema_of(table)]
-        assert columns(empty, f"{table}_history") == ["task", *schema_of(table), "version"]
+        # `registered_model` has a column `version` of its own, so DuckDB numbers the added one.
+        added = "version_1" if "version" in schema_of(table) else "version"
+        assert columns(empty, f"{table}_history") == ["task", *schema_of(table), added]
         assert rows_of(empty, f"FROM {table}", []) == []
     assert rows_of(empty, "FROM materializations", []) == []
 
@@ -73,10 +76,8 @@ def test_materializations_hold_each_record_with_its_inputs(store):
     assert rows_of(store, "SELECT count(*) FROM materializations", []) == [(2,)]
 
 
-def test_history_keeps_versions_that_have_columns_of_their_own(store, monkeypatch):
+def test_history_keeps_versions_that_have_columns_of_their_own(store):
     """A declaration may change; what was stored under the old one stays readable."""
-    import polars as pl
-
     old = store.publish("eval_report", "cars", metrics(0.25))
     file = store.root / "tables" / "eval_report" / "cars" / f"{old.version}.parquet"
     pl.read_parquet(file).drop("n_rows").write_parquet(file)
