@@ -3,8 +3,8 @@
 A table's name is its asset's name. What belongs here: columns, their meaning and their units. What does not: how
 rows are computed (the stages) or stored (`storage`).
 
-Columns marked `VOLATILE` describe an observation (when a page was last checked) rather than content, so they take no
-part in a table's fingerprint.
+Columns marked `VOLATILE` describe an observation and not content (when a page was last checked, how long a step took),
+so they take no part in a table's fingerprint.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class ModelArtifact:
     inputs: str  # JSON: fingerprints of what it was made from
     sha256: str  # of the weight files' bytes
     n_bytes: int
-    metrics: str  # JSON: losses, times, counts
+    metrics: Annotated[str, VOLATILE]  # JSON: losses, times, counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ class TrainingStep:
     learning_rate: float | None
     grad_norm: float | None
     tokens_seen: int | None
-    elapsed_s: float
+    elapsed_s: Annotated[float, VOLATILE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ class Prediction:
     model_id: str  # artifact_id of the serving model
     n_prompt_tokens: int
     n_completion_tokens: int
-    latency_ms: float
+    latency_ms: Annotated[float, VOLATILE]
     exact_match: float
     token_f1: float
     rouge_l: float
@@ -266,7 +266,7 @@ class RegisteredModel:
 
     model_version: str  # "ev_charging@3"
     version: int
-    registered_at: datetime
+    registered_at: Annotated[datetime, VOLATILE]
     serving_model_id: str
     adapter_id: str
     training_set_version: str  # reopen with Store.read(..., version=)

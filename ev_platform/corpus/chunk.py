@@ -73,9 +73,10 @@ def chunk_documents(documents: pl.DataFrame, count_tokens: CountTokens, config: 
 
 def _path(title: str, headings: tuple[str, ...]) -> list[str]:
     """Join title and headings, leaving out a first heading that repeats the title."""
-    fold = str.casefold
-    if headings and title and (fold(headings[0]) in fold(title) or fold(title) in fold(headings[0])):
-        title = ""
+    if headings and title:
+        first, whole = (" ".join(["", *re.findall(r"\w+", part.casefold()), ""]) for part in (headings[0], title))
+        if first in whole or whole in first:
+            title = ""
     return [part for part in (title, *headings) if part]
 
 

@@ -131,7 +131,8 @@ def _read_html(data: bytes, url: str) -> _Extracted:
         text=normalise(text or ""),
         title=meta.title,
         author=meta.author,
-        publisher=meta.sitename,
+        # trafilatura falls back to the host name, which is no declaration.
+        publisher=meta.sitename if meta.sitename and meta.sitename not in (meta.url or url) else None,
         published_on=meta.date,
         modified_on=_first(tree.xpath("//meta[@property='article:modified_time']/@content")),
         licence=_licence(_first(tree.xpath("//link[@rel='license']/@href")) or meta.license),

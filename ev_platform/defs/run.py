@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.instance.ref import InstanceRef
 
 from ev_platform.defs.jobs import STAGES
 from ev_platform.defs.stage import FORCE_TAG
 from ev_platform.errors import UserError
+
+# Dagster captures a step's output into a file; who runs the graph from a terminal wants the progress bars there.
+_TERMINAL = {
+    "compute_logs": {
+        "module": "dagster._core.storage.noop_compute_log_manager",
+        "class": "NoOpComputeLogManager",
+    }
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +78,9 @@ def materialize(
     unknown = set(stages) - set(STAGES)
     if unknown:
         raise UserError(f"There is no stage {sorted(unknown)[0]!r}; the stages are {', '.join(STAGES)}.")
-    dagster_home(data_root)
-    with dg.DagsterInstance.get() as instance:
+    with dg.DagsterInstance.from_ref(
+        InstanceRef.from_dir(str(dagster_home(data_root)), overrides=_TERMINAL)
+    ) as instance:
         known = defs.resolve_job_def("everything").partitions_def
         if known is None or task not in known.get_partition_keys():
             raise UserError(

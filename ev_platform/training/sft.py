@@ -148,6 +148,7 @@ def train_adapter(
             bf16=is_gpu,
             gradient_checkpointing=is_gpu,
             logging_steps=1,
+            logging_nan_inf_filter=False,  # else a NaN is logged as a mean of the losses before it
             eval_strategy="epoch" if validation.height else "no",
             eval_on_start=bool(validation.height),
             save_strategy="no",
