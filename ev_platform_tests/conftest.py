@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from ev_platform.collect import collect_pages, collect_pdfs
-from ev_platform.corpus import extract_documents
+from ev_platform.corpus import clean_documents, extract_documents
 from ev_platform.records import to_frame
 from ev_platform.storage import Store
 from ev_platform.tasks import get_task
@@ -46,3 +46,9 @@ def example_bodies(example_task, example_store):
 @pytest.fixture(scope="session")
 def example_documents(example_bodies, example_store):
     return extract_documents(example_bodies, example_store)
+
+
+@pytest.fixture(scope="session")
+def example_clean(example_documents, example_task):
+    """Return the tables `clean_documents` and `dropped_documents`; embeds every page, which takes its time."""
+    return clean_documents(example_documents, example_task.description, example_task.config.corpus)

@@ -321,7 +321,9 @@ def test_build_with_the_same_inputs_computes_once(store, computation):
 
 
 @pytest.mark.parametrize(
-    "change", [{"inputs": {"chunks": "f2"}}, {"config": {"top_k": 3}}, {"code": "c2"}], ids=lambda change: next(iter(change))
+    "change",
+    [{"inputs": {"chunks": "f2"}}, {"config": {"top_k": 3}}, {"code": "c2"}],
+    ids=lambda change: next(iter(change)),
 )
 def test_build_computes_again_when_what_it_depends_on_changed(store, computation, change):
     build(store, computation)
@@ -463,4 +465,6 @@ def test_record_on_disk_is_plain_json_with_the_fingerprint_of_its_rows(store):
     data = json.loads(file.read_text())
     assert data["fingerprint"] == frame_fingerprint("eval_report", store.read("eval_report", "cars"))
     assert data["inputs"] == {"chunks": "f1"} and data["config"] == {"a": [1]}
-    assert Metric(**store.read("eval_report", "cars").row(0, named=True)) == Metric("s0", None, "f1", 2.0, None, None, 0)
+    assert Metric(**store.read("eval_report", "cars").row(0, named=True)) == Metric(
+        "s0", None, "f1", 2.0, None, None, 0
+    )

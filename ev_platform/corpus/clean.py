@@ -174,7 +174,7 @@ def similar_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int
 
     shingles = [_shingles(text) for text in texts]
     # The index is asked for less than the threshold so that MinHash noise loses few true pairs.
-    lsh = MinHashLSH(threshold=max(0.1, threshold - 0.15), num_perm=NUM_PERM)
+    lsh = MinHashLSH(threshold=max(0.1, threshold - 0.2), num_perm=NUM_PERM)
     pairs = set()
     for index, grams in enumerate(shingles):
         if not grams:

@@ -122,6 +122,8 @@ def test_list_items_stay_whole():
 def test_title_that_the_first_heading_repeats_is_left_out():
     assert chunk(f"# Cables compared\n\n## Type 1\n\n{words(9)}")[0]["heading_path"] == "Cables compared > Type 1"
     assert chunk(f"# Plugs\n\n{words(9)}")[0]["heading_path"] == "Cables > Plugs"
+    # "AC" stands in "Vacuum" as letters only, not as a word.
+    assert chunk(f"# AC\n\n{words(9)}", title="Vacuum lifts")[0]["heading_path"] == "Vacuum lifts > AC"
     assert chunk(words(9), title=None)[0]["heading_path"] == ""
 
 
@@ -148,6 +150,8 @@ def test_pages_are_those_on_which_chunks_begin():
     chunks = chunk("\n\n".join(pages), page_offsets=offsets)
     assert [(c["page"], c["text"].split()[0]) for c in chunks] == [(1, "w0"), (2, "w100"), (4, "w300")]
     assert chunk(words(9))[0]["page"] is None
+    (across,) = chunk(f"{words(9)}\n\n{words(9)}", page_offsets=[0, len(words(9)) + 2])
+    assert across["page"] == 1
 
 
 def test_chunk_ids_are_the_same_twice_and_differ_where_the_same_text_stands_elsewhere():
@@ -204,15 +208,20 @@ def test_chunks_of_an_odd_document_hold_every_word_once(text):
 def test_chunks_of_the_example_hold_every_word_once(example_documents, limit, least):
     config = CorpusConfig(chunk_tokens=limit, chunk_min_tokens=least)
     usable = example_documents.filter(pl.col("drop_reason").is_null())
-    frame = documents("x").clear().vstack(
-        usable.with_columns(
-            language=pl.lit("en"), language_score=pl.lit(1.0), relevance=pl.lit(1.0), cluster_id="document_id"
-        ).select(schema_of("clean_documents"))
+    frame = (
+        documents("x")
+        .clear()
+        .vstack(
+            usable.with_columns(
+                language=pl.lit("en"), language_score=pl.lit(1.0), relevance=pl.lit(1.0), cluster_id="document_id"
+            ).select(list(schema_of("clean_documents")))
+        )
     )
     chunks = chunk_documents(frame, count_words, config)
-    assert chunks["document_id"].unique(maintain_order=True).to_list() == frame["document_id"].unique(
-        maintain_order=True
-    ).to_list()
+    assert (
+        chunks["document_id"].unique(maintain_order=True).to_list()
+        == frame["document_id"].unique(maintain_order=True).to_list()
+    )
     seen = set()
     for row in frame.iter_rows(named=True):
         if row["document_id"] not in seen:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import polars as pl
-import pymupdf
+import pymupdf  # noqa: TID253 - these tests make PDFs; loading the graph is no concern here
 import pytest
 
 from ev_platform.collect.bodies import blank_row
@@ -31,7 +31,10 @@ def extract(store):
     return extract
 
 
-def page(head="", body=f"<h1>Cables</h1><p>{PROSE}</p><p>{PROSE.replace('cable', 'lead')}</p>"):
+BODY = f"<h1>Cables</h1><p>{PROSE}</p><p>{PROSE.replace('cable', 'lead')}</p>"
+
+
+def page(head="", body=BODY):
     return f'<!DOCTYPE html><html lang="en-GB"><head>{head}</head><body><main>{body}</main></body></html>'
 
 
@@ -140,6 +143,12 @@ def test_known_body_is_not_extracted_again(extract, store):
     again = extract_documents(to_frame("raw_pages", [body]), store, first)
     assert again["text"].item() == first["text"].item()
     assert again["fetched_at"].item() == body.fetched_at
+
+
+def test_publisher_is_what_the_page_declares_else_that_of_the_sources(extract):
+    declared = '<meta property="og:site_name" content="Cable Guide">'
+    assert extract(page(declared), publisher="A. Publisher")["publisher"].item() == "Cable Guide"
+    assert extract(page(), publisher="A. Publisher")["publisher"].item() == "A. Publisher"
 
 
 def test_known_body_keeps_the_licence_that_its_page_declares(extract):
@@ -262,7 +271,7 @@ def test_example_pdfs_begin_each_page_where_the_file_begins_it(example_pdfs, exa
             others = set().union(*(w for n, w in enumerate(words) if n != number))
             own = {w for w in words[number] - others if w.isalpha() and len(w) > 5}
             found = {w for w in own if w in row["text"][start:end]}
-            assert len(own) > 30 and len(found) > 0.9 * len(own), (row["url"], number + 1, own - found)
+            assert len(own) > 20 and len(found) > 0.9 * len(own), (row["url"], number + 1, own - found)
 
 
 def test_example_pdfs_have_no_running_headers_footers_or_ligatures(example_pdfs, example_task):

@@ -69,7 +69,7 @@ def test_materializations_hold_each_record_with_its_inputs(store):
     record = store.publish("eval_report", "cars", metrics(0.5), inputs={"predictions": "f2"}, code="c")
     found = rows_of(
         store,
-        'SELECT "table", task, n_rows, inputs[\'predictions\'] FROM materializations WHERE version = ?',
+        "SELECT \"table\", task, n_rows, inputs['predictions'] FROM materializations WHERE version = ?",
         [record.version],
     )
     assert found == [("eval_report", "cars", 1, "f2")]
@@ -88,5 +88,8 @@ def test_history_keeps_versions_that_have_columns_of_their_own(store):
 def test_catalogue_is_read_only_for_everyone(store):
     store.publish("eval_report", "cars", metrics(0.25))
     assert store.catalogue.stat().st_mode & 0o222 == 0
-    with duckdb.connect(str(store.catalogue), read_only=True) as connection, pytest.raises(duckdb.Error, match="read-only"):
+    with (
+        duckdb.connect(str(store.catalogue), read_only=True) as connection,
+        pytest.raises(duckdb.Error, match="read-only"),
+    ):
         connection.execute("CREATE TABLE mine (x INT)")

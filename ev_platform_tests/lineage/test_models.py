@@ -62,7 +62,7 @@ def test_model_that_cannot_be_used_is_refused_by_the_name_of_its_file(write, sql
 def test_models_that_read_each_other_are_refused_by_name(write):
     root = write(a__one="SELECT * FROM two", a__two="SELECT * FROM three", a__three="SELECT * FROM one")
     # Said in the direction of reading, wherever the circle is entered.
-    with pytest.raises(UserError, match="circle: .*(one reads two|two reads three reads one|three reads one)"):
+    with pytest.raises(UserError, match=r"circle: .*(one reads two|two reads three reads one|three reads one)"):
         load_models(root)
 
 

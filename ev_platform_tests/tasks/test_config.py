@@ -59,7 +59,9 @@ def test_config_that_does_not_fit_names_the_field(task, content, where):
     assert where in config_refused(task, content)
 
 
-@pytest.mark.parametrize("content", ["corpus: {chunk_tokens: 64\n", "type: a: b\n", "type:\n\t- tab\n", "x: !!python/none"])
+@pytest.mark.parametrize(
+    "content", ["corpus: {chunk_tokens: 64\n", "type: a: b\n", "type:\n\t- tab\n", "x: !!python/none"]
+)
 def test_config_that_is_no_yaml_is_refused_with_the_line(task, content):
     said = config_refused(task, content)
     assert "is not valid YAML" in said and ("line 1" in said or "line 2" in said)

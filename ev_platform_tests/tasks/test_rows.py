@@ -102,7 +102,10 @@ def test_rows_of_jsonl_hold_a_raw_line_separator(read):
         (HEADER + 'Why?,"Because" of it.\n', "row 2 is malformed CSV: ',' expected after '\"'."),
         (HEADER + "Why?,Because.\nWhen?,  \n", "row 3: answer is empty."),
         (HEADER + ",Because.\n", "row 2: question is empty."),
-        ("question,reply\nWhy?,Because.\n", "row 1 (the header) lacks the column 'answer'; it has ['question', 'reply']."),
+        (
+            "question,reply\nWhy?,Because.\n",
+            "row 1 (the header) lacks the column 'answer'; it has ['question', 'reply'].",
+        ),
         (HEADER, "has no rows: write at least one question and answer."),
         ("", "has no rows: write at least one question and answer."),
         (b"question,answer\nWhy?,Caf\xe9.\n", "is not UTF-8 (byte 24): save it as UTF-8."),

@@ -1,0 +1,67 @@
+"""The Prefect flow and the command that starts it, each in a process of its own, as a person runs them."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ev_platform.storage import Store
+from ev_platform_tests.tiny import write_tiny_task
+
+FLOW = """
+from ev_platform.flows.weekly import materialize_graph
+result = materialize_graph(task_name="tiny", stages=["collect"])
+print(type(result).__name__, sorted(result.computed), result.unchanged, result.failed_checks)
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    write_tiny_task(tmp_path / "tasks" / "tiny", tmp_path / "model")
+    return tmp_path
+
+
+def run(workspace, *arguments):
+    mine = {"EV_DATA_DIR": "data", "EV_TASKS_DIR": "tasks", "PREFECT_HOME": "prefect"}
+    env = {**os.environ, **{name: str(workspace / folder) for name, folder in mine.items()}}
+    env |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    env.pop("DAGSTER_HOME", None)
+    return subprocess.run(
+        [sys.executable, *arguments], env=env, cwd=workspace, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def left_behind(workspace):
+    """Return the command lines of processes that were started with this test's PREFECT_HOME."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"PREFECT_HOME={workspace / 'prefect'}".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # it ended meanwhile, or belongs to somebody else
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_flow_with_one_stage_collects_and_leaves_no_process_behind(workspace):
+    done = run(workspace, "-c", FLOW)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().splitlines()[-1] == "RunResult ['raw_pages', 'raw_pdfs'] () ()"
+    store = Store(workspace / "data")
+    assert store.read("raw_pages", "tiny").height == 7
+    assert store.current("documents", "tiny") is None
+    deadline = time.monotonic() + 5
+    while left_behind(workspace) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left_behind(workspace) == []
+
+
+def test_command_for_an_unknown_task_prints_one_sentence_and_exits_with_1(workspace):
+    done = run(workspace, "-m", "ev_platform.cli", "run", "--task", "nope", "--stage", "collect")
+    assert done.returncode == 1
+    assert "Error: There is no task 'nope'; the tasks are ev_charging, tiny." in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr + done.stdout
