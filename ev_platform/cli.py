@@ -146,9 +146,9 @@ def dev(port: Annotated[int, typer.Option(help="Port of the UI.")] = 3000) -> No
     """
     from ev_platform.defs.run import dagster_home
 
-    dagster_home(get_settings().data_root)
-    dagster = Path(sys.executable).with_name("dagster")
-    os.execv(dagster, [str(dagster), "dev", "--module-name", "ev_platform.definitions", "--port", str(port)])  # noqa: S606
+    environment = os.environ | {"DAGSTER_HOME": str(dagster_home(get_settings().data_root))}
+    dagster = str(Path(sys.executable).with_name("dagster"))
+    os.execve(dagster, [dagster, "dev", "-m", "ev_platform.definitions", "-p", str(port)], environment)  # noqa: S606
 
 
 @app.command()

@@ -52,7 +52,10 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[Completion]:
-        """Complete rendered prompts; temperature 0 is greedy and repeats exactly."""
+        """Complete rendered prompts; temperature 0 is greedy and repeats exactly.
+
+        Sampling repeats with its seed on transformers only: CTranslate2 seeds its workers once, when they start.
+        """
         ...
 
 

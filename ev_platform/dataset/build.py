@@ -214,7 +214,7 @@ def _grams(text: str) -> set[str]:
     return {" ".join(tokens[i : i + 3]) for i in range(max(1, len(tokens) - 2))}
 
 
-def leaking_rows(training: pl.DataFrame, benchmark: pl.DataFrame) -> list[tuple[str, str, str]]:
+def leaking_rows(training: pl.DataFrame, benchmark: pl.DataFrame, chunks: pl.DataFrame) -> list[tuple[str, str, str]]:
     """Return (reason, training question, test question) for every training row that meets a test row.
 
     Looks at what is really trained on, apart from `validate_candidates`: shared documents, equal or overlapping
@@ -223,12 +223,15 @@ def leaking_rows(training: pl.DataFrame, benchmark: pl.DataFrame) -> list[tuple[
     leaks = []
     test_rows = list(benchmark.iter_rows(named=True))
     clusters = {row["cluster_id"]: row["question"] for row in test_rows if row["cluster_id"]}
-    gold = {row["chunk_id"]: row["question"] for row in test_rows if row["chunk_id"]}
+    held_out = {row["chunk_id"]: row["question"] for row in test_rows if row["chunk_id"]}
+    for chunk, cluster in chunks.select("chunk_id", "cluster_id").iter_rows():
+        if cluster in clusters:
+            held_out.setdefault(chunk, clusters[cluster])
     grams = [(_grams(row["question"]), row["question"]) for row in test_rows]
     for row in training.iter_rows(named=True):
         if row["cluster_id"] in clusters:
             leaks.append(("document_of_test", row["question"], clusters[row["cluster_id"]]))
-        leaks += [("passage_of_test", row["question"], gold[c]) for c in row["context_chunk_ids"] if c in gold]
+        leaks += [("passage_of_test", row["question"], held_out[c]) for c in row["context_chunk_ids"] if c in held_out]
         own = _grams(row["question"])
         leaks += [
             ("overlaps_test_question", row["question"], question)

@@ -115,10 +115,11 @@ def split(
     )
 
 
-@table_check("training_set", "validation_set", "benchmark", is_blocking=True)
-def no_leakage(training_set: Table, validation_set: Table, benchmark: Table) -> dg.AssetCheckResult:
+@table_check("training_set", "validation_set", "benchmark", "chunks", is_blocking=True)
+def no_leakage(training_set: Table, validation_set: Table, benchmark: Table, chunks: Table) -> dg.AssetCheckResult:
     """No training or validation row shares a document, a passage or a question with a test row."""
-    leaks = dataset_build.leaking_rows(pl.concat([training_set.frame, validation_set.frame]), benchmark.frame)
+    trained_on = pl.concat([training_set.frame, validation_set.frame])
+    leaks = dataset_build.leaking_rows(trained_on, benchmark.frame, chunks.frame)
     table = pl.DataFrame(leaks, schema=["reason", "training question", "test question"], orient="row")
     return dg.AssetCheckResult(
         passed=not leaks,

@@ -56,7 +56,6 @@ def dagster_home(data_root: Path) -> Path:
     if not settings.exists():
         # No first-run dialog and no usage reports: the UI has to work without a network.
         settings.write_text("telemetry:\n  enabled: false\nnux:\n  enabled: false\n")
-    os.environ["DAGSTER_HOME"] = str(home)
     return home
 
 

@@ -290,11 +290,11 @@ def test_example_counts_add_up(made):
 
 
 def test_example_trains_on_nothing_that_is_tested(made):
-    assert leaking_rows(trained_on(made), made["benchmark"]) == []
+    assert leaking_rows(trained_on(made), made["benchmark"], made["chunks"]) == []
 
 
 def test_example_trains_on_no_passage_of_a_tested_document_nor_of_its_near_duplicates(made):
-    """Written apart from `leaking_rows`, which sees the gold passages only."""
+    """Written apart from `leaking_rows`, from the texts themselves."""
     cluster = dict(made["chunks"].select("chunk_id", "cluster_id").rows())
     text = {c["chunk_id"]: c["text"] for c in made["chunks"].iter_rows(named=True)}
     tested = set(made["benchmark"]["cluster_id"])
@@ -368,8 +368,21 @@ TESTED = dataset_row(
 )
 
 
+NO_CHUNKS = pl.DataFrame(schema=schema_of("chunks"))
+
+
+def test_another_passage_of_a_tested_document_in_a_prompt_is_a_leak(made):
+    tested = made["benchmark"].row(0, named=True)
+    same_document = made["chunks"].filter(
+        (pl.col("cluster_id") == tested["cluster_id"])
+        & ~pl.col("chunk_id").is_in(made["benchmark"]["chunk_id"].to_list())
+    )
+    row = dataset_row(context_chunk_ids=[same_document.item(0, "chunk_id")])
+    assert [reason for reason, _, _ in leaking_rows(row, made["benchmark"], made["chunks"])] == ["passage_of_test"]
+
+
 def test_honest_row_is_no_leak():
-    assert leaking_rows(dataset_row(), TESTED) == []
+    assert leaking_rows(dataset_row(), TESTED, NO_CHUNKS) == []
 
 
 @pytest.mark.parametrize(
@@ -383,12 +396,12 @@ def test_honest_row_is_no_leak():
 )
 def test_planted_leak_is_found_and_named(planted, reason):
     row = dataset_row(**planted)
-    assert leaking_rows(row, TESTED) == [(reason, row["question"].item(), TESTED["question"].item())]
+    assert leaking_rows(row, TESTED, NO_CHUNKS) == [(reason, row["question"].item(), TESTED["question"].item())]
 
 
 def test_leak_planted_among_the_examples_own_rows_is_found(made):
     stolen = made["benchmark"].head(1).with_columns(split=pl.lit("train"))
-    leaks = leaking_rows(pl.concat([trained_on(made), stolen]), made["benchmark"])
+    leaks = leaking_rows(pl.concat([trained_on(made), stolen]), made["benchmark"], made["chunks"])
     assert {reason for reason, _, _ in leaks} == {"document_of_test", "passage_of_test", "overlaps_test_question"}
     assert {question for _, question, _ in leaks} == {stolen["question"].item()}
 
@@ -396,5 +409,10 @@ def test_leak_planted_among_the_examples_own_rows_is_found(made):
 def test_rows_without_documents_are_compared_by_their_questions():
     """Rows that bring their own passage have neither document nor cluster; None must not equal None."""
     own = {"chunk_id": None, "cluster_id": None, "context_chunk_ids": []}
-    assert leaking_rows(dataset_row(**own), dataset_row(**own, question="Who pays for the energy of a session?")) == []
-    assert leaking_rows(dataset_row(**own), dataset_row(**own))[0][0] == "overlaps_test_question"
+    assert (
+        leaking_rows(
+            dataset_row(**own), dataset_row(**own, question="Who pays for the energy of a session?"), NO_CHUNKS
+        )
+        == []
+    )
+    assert leaking_rows(dataset_row(**own), dataset_row(**own), NO_CHUNKS)[0][0] == "overlaps_test_question"
