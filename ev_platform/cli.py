@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ev_platform.errors import UserError
@@ -44,7 +45,7 @@ def _plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+            Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
 
     return run
@@ -128,7 +129,7 @@ def serve(
     serving.serve(
         task,
         data_root=settings.data_root,
-        tasks_dir=settings.tasks_dir.resolve(),
+        tasks_dir=settings.tasks_root,
         release_name=model,
         host=host or settings.host,
         port=port or settings.port,
@@ -155,7 +156,7 @@ def dev(port: Annotated[int, typer.Option(help="Port of the UI.")] = 3000) -> No
 @_plain_errors
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
-    url: Annotated[str, typer.Option(help="Where the endpoint listens.")] = "http://127.0.0.1:8000",
+    url: Annotated[str | None, typer.Option(help="Where the endpoint listens; EV_HOST and EV_PORT by default.")] = None,
     key: Annotated[str, typer.Option(envvar="EV_API_KEY", help="API key.")] = "",
 ) -> None:
     """Ask a running endpoint and print the answer with its sources.
@@ -164,12 +165,13 @@ def ask(
     """
     from ev_platform.demo import ask_endpoint, print_answer
 
-    print_answer(console, question, ask_endpoint(url, key, question))
+    settings = get_settings()
+    print_answer(console, question, ask_endpoint(url or f"http://{settings.host}:{settings.port}", key, question))
 
 
 @app.command()
 @_plain_errors
-def demo(port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000) -> None:
+def demo(port: Annotated[int | None, typer.Option(help="Port of the endpoint; EV_PORT by default.")] = None) -> None:
     """Run the whole path on the embedded example: sources, corpus, dataset, training, evaluation, serving, an answer.
 
     Example: `ev-platform demo`
@@ -177,7 +179,7 @@ def demo(port: Annotated[int, typer.Option(help="Port of the endpoint.")] = 8000
     _quiet()
     from ev_platform.demo import run_demo
 
-    run_demo(console, port)
+    run_demo(console, port or get_settings().port)
 
 
 @app.command()

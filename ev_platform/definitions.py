@@ -11,7 +11,7 @@ from ev_platform.defs.resources import ParquetIOManager, StoreResource, WandbRes
 from ev_platform.settings import get_settings
 
 _settings = get_settings()
-_store = StoreResource(data_dir=str(_settings.data_root), tasks_dir=str(_settings.tasks_dir.resolve()))
+_store = StoreResource(data_dir=str(_settings.data_root), tasks_dir=str(_settings.tasks_root))
 
 defs = dg.Definitions(
     assets=[

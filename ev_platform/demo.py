@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 
 from ev_platform.errors import UserError
@@ -26,11 +27,12 @@ def run_demo(console: Console, port: int) -> None:
     from ev_platform.flows.weekly import materialize_graph
     from ev_platform.registry import read_aliases
     from ev_platform.serving.keys import create_key, revoke_key
-    from ev_platform.serving.run import serving
+    from ev_platform.serving.run import check_address, serving
     from ev_platform.storage import Store
 
     settings = get_settings()
     store = Store(settings.data_root)
+    check_address(settings.host, port)  # told now, not after ten minutes of work
     console.rule("1  sources → corpus → dataset → training → evaluation → registry")
     result = materialize_graph(task_name=TASK)
     console.print(f"Computed: {', '.join(result.computed) or 'nothing, no change'}", soft_wrap=True)
@@ -48,7 +50,7 @@ def run_demo(console: Console, port: int) -> None:
         with serving(
             TASK,
             data_root=settings.data_root,
-            tasks_dir=settings.tasks_dir.resolve(),
+            tasks_dir=settings.tasks_root,
             release_name=alias,
             host=settings.host,
             port=port,
@@ -98,12 +100,12 @@ def ask_endpoint(url: str, key: str, question: str) -> dict[str, Any]:
 
 def print_answer(console: Console, question: str, reply: dict[str, Any]) -> None:
     """Print a reply with its sources."""
-    lines = [f"[bold]{reply['choices'][0]['message']['content']}[/]", ""]
+    lines = [f"[bold]{escape(reply['choices'][0]['message']['content'])}[/]", ""]
     for number, source in enumerate(reply["sources"], 1):
         page = f", page {source['page']}" if source["page"] else ""
-        lines.append(f"[{number}] {source['heading'] or source['title']}{page}".replace("[", "\\[", 1))
+        lines.append(escape(f"[{number}] {source['heading'] or source['title']}{page}"))
         lines.append(
             f"    {source['url']}  {source['licence']}  fetched {source['fetched_at'][:16].replace('T', ' ')} UTC"
         )
     lines.append(f"\nmodel {reply['model']}, {reply['usage']['completion_tokens']} tokens")
-    console.print(Panel("\n".join(lines), title=question, title_align="left"), highlight=False)
+    console.print(Panel("\n".join(lines), title=escape(question), title_align="left"), highlight=False)

@@ -200,7 +200,7 @@ class DatasetRow:
 class ModelArtifact:
     """One directory of weights (`base_model`, `adapter`, `merged_model`, `serving_model`)."""
 
-    artifact_id: str  # hash of what it was made from
+    artifact_id: str  # hash of what it was made from and of its bytes
     kind: str
     path: str  # relative to the data folder
     base_model: str
@@ -265,13 +265,15 @@ class RegisteredModel:
     """One immutable version of a task's model (`registered_model`)."""
 
     model_version: str  # "ev_charging@3"
-    version: int
+    number: int
     registered_at: Annotated[datetime, VOLATILE]
     serving_model_id: str
     adapter_id: str
     training_set_version: str  # reopen with Store.read(..., version=)
     training_set_fingerprint: str
     chunks_version: str
+    chunks_fingerprint: str
+    serving: str  # JSON: description, top_k, candidates, max_new_tokens, as they were evaluated
     benchmark_fingerprint: str
     template_fingerprint: str
     recipe: str

@@ -38,6 +38,11 @@ class Settings(BaseSettings):
         """Absolute form of `data_dir`."""
         return self.data_dir.expanduser().resolve()
 
+    @property
+    def tasks_root(self) -> Path:
+        """Absolute form of `tasks_dir`."""
+        return self.tasks_dir.expanduser().resolve()
+
 
 @cache
 def get_settings() -> Settings:

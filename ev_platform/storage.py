@@ -320,23 +320,23 @@ class Store:
         return sha, relative
 
     @contextlib.contextmanager
-    def artifact(self, kind: str, artifact_id: str) -> Iterator[Path]:
+    def artifact(self, kind: str, name: Callable[[], str]) -> Iterator[Path]:
         """Yield an empty folder to fill; when the block ends without an error it becomes `artifacts/<kind>/<id>`.
 
-        An artifact that is already there is replaced only by a complete one.
+        A complete artifact is never replaced: where one of that id is there already, it stays and the new one goes.
+
+        Args:
+            kind: Table that will describe it.
+            name: Called at the end of the block for the id, which may depend on what was written.
         """
-        target = self.artifact_path(kind, artifact_id)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-"))
+        parent = self.root / "artifacts" / kind
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=parent, prefix=".tmp-"))
         try:
             yield scratch
             scratch.chmod(0o755)
-            if target.exists():
-                aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".tmp-old-"))
-                target.rename(aside / "old")
-                scratch.rename(target)
-                shutil.rmtree(aside)
-            else:
+            target = parent / name()
+            if not target.exists():
                 scratch.rename(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

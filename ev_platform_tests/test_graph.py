@@ -215,7 +215,7 @@ def test_first_run_every_system_answers_every_row(finished):
 def test_first_run_registers_version_1(finished):
     (row,) = finished.read("registered_model").to_dicts()
     current = finished.current()
-    assert (row["model_version"], row["version"]) == ("tiny@1", 1)
+    assert (row["model_version"], row["number"]) == ("tiny@1", 1)
     assert row["training_set_version"] == current["training_set"].version
     assert row["training_set_fingerprint"] == current["training_set"].fingerprint
     assert row["chunks_version"] == current["chunks"].version

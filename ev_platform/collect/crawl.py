@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import polars as pl
@@ -39,7 +40,8 @@ def collect_pages(task: Task, store: Store, *, previous: pl.DataFrame, user_agen
         task: Its sources say where to start and what bounds to keep.
         store: Takes the bodies.
         previous: The last `raw_pages`. Its pages are asked for conditionally (RFC 9110, section 13); what did not
-            change is not transferred and keeps its `fetched_at`.
+            change is not transferred and keeps its `fetched_at`. A page that cannot be had for now (no answer in
+            time, no connection, HTTP status 429 or 5xx) stays as it was last fetched, with a warning.
         user_agent: Names the crawler to the servers; robots.txt is read for it.
 
     Returns:
@@ -128,19 +130,14 @@ def _visitor(task: Task, store: Store, known: dict[str, RawBody], fetcher: Fetch
         answer = await fetcher.fetch(url, conditions)
         bar.update()
         etag, last_modified = answer.headers.get("etag"), answer.headers.get("last-modified")
-        if answer.status == 304 and not answer.drop_reason and before is not None and before.path:
-            row = replace(
-                before,
-                checked_at=now(),
-                etag=etag or before.etag,
-                last_modified=last_modified or before.last_modified,
-                licence=row.licence,
-                publisher=row.publisher,
-                depth=depth,
-                referrer=referrer,
-            )
-            body = (store.root / before.path).read_bytes()
-            return row, extract_links(body, row.final_url) if row.kind == "web" else []
+        if before is not None and (stored := _stored_body(before, store)) is not None:
+            if answer.status == 304 and not answer.drop_reason:
+                before = replace(before, etag=etag or before.etag, last_modified=last_modified or before.last_modified)
+                return _kept(before, row, stored)
+            if depth > 0 and _is_passing(answer.drop_reason):  # a seed must answer
+                detail = f" ({answer.drop_detail})" if answer.drop_detail else ""
+                _log.warning("%s: %s%s; the page fetched before is kept", url, answer.drop_reason, detail)
+                return _kept(before, row, stored)
         row = replace(
             row,
             final_url=answer.url,
@@ -166,9 +163,33 @@ def _visitor(task: Task, store: Store, known: dict[str, RawBody], fetcher: Fetch
     return visit
 
 
+def _is_passing(drop_reason: str | None) -> bool:
+    """Whether a failure says something of this hour and not of the page (RFC 9110, section 15.6; RFC 6585: 429)."""
+    reason = drop_reason or ""
+    return reason in ("timeout", "unreachable", "http_429") or reason.startswith("http_5")
+
+
+def _stored_body(before: RawBody, store: Store) -> Path | None:
+    path = store.root / before.path if before.path else None
+    return path if path is not None and path.exists() else None
+
+
+def _kept(before: RawBody, asked: RawBody, stored: Path) -> tuple[RawBody, list[str]]:
+    """Return the row of the last time as seen from this crawl, and the links of its stored body."""
+    row = replace(
+        before,
+        checked_at=now(),
+        licence=asked.licence,
+        publisher=asked.publisher,
+        depth=asked.depth,
+        referrer=asked.referrer,
+    )
+    return row, extract_links(stored.read_bytes(), row.final_url) if row.kind == "web" else []
+
+
 def _conditions(before: RawBody | None, store: Store) -> dict[str, dict[str, str]]:
     """Return the headers that ask for a page only if it changed, for the address that its bytes came from."""
-    if before is None or before.path is None or not (store.root / before.path).exists():
+    if before is None or _stored_body(before, store) is None:
         return {}
     headers = {"If-None-Match": before.etag, "If-Modified-Since": before.last_modified}
     present = {name: value for name, value in headers.items() if value}

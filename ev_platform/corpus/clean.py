@@ -68,7 +68,7 @@ def clean_documents(documents: pl.DataFrame, description: str, config: CorpusCon
     # The survivor of a group of duplicates has the shortest address: a print version or a page with a query string
     # gives way to the page itself. Their texts differ by a fifth at the most, so length says little.
     kept.sort(key=lambda row: (len(row["url"]), row["url"], row["fetched_url"]))
-    pairs = similar_pairs([row["text"] for row in kept], CLUSTER_JACCARD)
+    pairs = similar_pairs([row["text"] for row in kept], min(CLUSTER_JACCARD, config.near_duplicate_jaccard))
     cluster = list(range(len(kept)))
     duplicate: dict[int, tuple[int, float]] = {}
     for a, b, jaccard in pairs:  # a < b, so a is the survivor

@@ -35,7 +35,11 @@ def words(text: str) -> list[str]:
 
 
 def make_candidates(
-    rows: Sequence[TaskRow], chunks: pl.DataFrame, documents: pl.DataFrame, config: DatasetConfig
+    rows: Sequence[TaskRow],
+    chunks: pl.DataFrame,
+    documents: pl.DataFrame,
+    dropped: pl.DataFrame,
+    config: DatasetConfig,
 ) -> pl.DataFrame:
     """Join the hand-written rows to the passages that support them, and generate more from the rest.
 
@@ -45,6 +49,7 @@ def make_candidates(
         rows: Rows of both splits.
         chunks: The `chunks` table.
         documents: The `clean_documents` table.
+        dropped: The `dropped_documents` table; a row whose source was dropped as a duplicate counts for the survivor.
         config: Limits and seed.
 
     Returns:
@@ -57,7 +62,7 @@ def make_candidates(
         raise UserError(f"config.yaml: dataset.teacher {config.teacher!r} is unknown; use {extractive.TEACHER!r}.")
     if chunks.is_empty():
         raise UserError("The corpus is empty: no document passed the filters; the reasons are in dropped_documents.")
-    locate = _Locator(chunks, documents)
+    locate = _Locator(chunks, documents, dropped)
     human = [_from_row(row, locate) for row in rows]
     held_out = {example.cluster_id for example in human if example.split == "test" and example.cluster_id}
     generated: list[list[Example]] = []
@@ -93,17 +98,21 @@ def make_candidates(
 class _Locator:
     """Finds the chunk that supports a hand-written row."""
 
-    def __init__(self, chunks: pl.DataFrame, documents: pl.DataFrame):
+    def __init__(self, chunks: pl.DataFrame, documents: pl.DataFrame, dropped: pl.DataFrame):
         self._by_document: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for chunk in chunks.iter_rows(named=True):
             self._by_document[chunk["document_id"]].append(chunk)
         self._documents: dict[str, str] = {}
-        for row in documents.iter_rows(named=True):
-            for address in (row["url"], row["fetched_url"]):
-                self._documents[address.rstrip("/")] = row["document_id"]
-                if row["kind"] == "pdf":
-                    # People name a PDF by its path: pdfs/manual.pdf
-                    self._documents["/".join(address.split("/")[-2:])] = row["document_id"]
+        twins = dropped.filter(pl.col("duplicate_of").is_not_null()).drop("document_id")
+        twins = twins.rename({"duplicate_of": "document_id"})
+        # Documents come last, so that an address which is both names the document itself.
+        for table in (twins, documents):
+            for row in table.select("url", "fetched_url", "kind", "document_id").iter_rows(named=True):
+                for address in (row["url"], row["fetched_url"]):
+                    self._documents[address.rstrip("/")] = row["document_id"]
+                    if row["kind"] == "pdf":
+                        # People name a PDF by its path: pdfs/manual.pdf
+                        self._documents["/".join(address.split("/")[-2:])] = row["document_id"]
 
     def __call__(self, row: TaskRow) -> dict[str, Any] | None:
         if row.source is None:
@@ -114,10 +123,11 @@ class _Locator:
             pool = self._by_document.get(document or "", [])
             page = re.fullmatch(r"page=(\d+)", fragment)
             if page:
-                # A passage may begin on the page before.
-                pool = [c for c in pool if c["page"] is None or abs(c["page"] - int(page[1])) <= 1]
+                # A passage may begin on the page before; where the page is wrong, the document is still right.
+                near = [c for c in pool if c["page"] is None or abs(c["page"] - int(page[1])) <= 1]
+                pool = near or pool
         answer, question = set(words(row.answer)), set(words(row.question))
-        best, best_score = None, 0.0
+        best, best_score = None, -1.0
         for chunk in pool:
             have = set(words(passage_text(chunk["heading_path"], chunk["text"])))
             score = 2 * len(answer & have) / max(1, len(answer)) + len(question & have) / max(1, len(question))
@@ -308,7 +318,8 @@ def build_splits(
     for example, found in zip(train.iter_rows(named=True), hits, strict=True):
         chance = random.Random(f"{config.seed}:{example['example_id']}")  # noqa: S311
         n_contexts = chance.randint(1, config.n_contexts)
-        ids, gold = [hit.chunk_id for hit in found][:n_contexts], example["chunk_id"]
+        # A row that brings its own passage is asked over that one.
+        ids, gold = [hit.chunk_id for hit in found if not example["context"]][:n_contexts], example["chunk_id"]
         if gold and gold not in ids:
             # The passage that retrieval missed takes a random place among those it found.
             place = chance.randrange(n_contexts)

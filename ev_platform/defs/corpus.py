@@ -6,14 +6,15 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from ev_platform import corpus
+from ev_platform import corpus, retrieval
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, outs, spec, table_check, tasks_partitions
 from ev_platform.storage import Record, code_version
+from ev_platform.training import tokens
 from ev_platform.training.tokens import text_counter
 
 GROUP = "corpus"
-CODE = code_version(corpus)
+CODE = code_version(corpus, retrieval, tokens)
 
 
 @dg.asset(
@@ -26,14 +27,18 @@ def documents(
 ) -> Iterator[dg.Output[Record]]:
     """Extract main text; bodies that are known from the last run are not extracted again."""
     opened, task = store.store(), context.partition_key
+    sources = store.task(task).sources
+    # What a page does not declare comes from the sources; a text extracted under other words is extracted again.
+    config = {"licence": sources.licence, "publisher": sources.publisher}
     before = opened.current("documents", task)
-    previous = opened.read("documents", task) if before is not None and before.code_version == CODE else None
+    is_same = before is not None and before.code_version == CODE and before.config == config
+    previous = opened.read("documents", task) if is_same else None
     yield from build(
         context,
         store,
         ["documents"],
         inputs={"raw_pages": raw_pages, "raw_pdfs": raw_pdfs},
-        config={},
+        config=config,
         code=CODE,
         compute=lambda: {
             "documents": corpus.extract_documents(pl.concat([raw_pages.frame, raw_pdfs.frame]), opened, previous)

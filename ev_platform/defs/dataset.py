@@ -6,17 +6,18 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from ev_platform import dataset, prompting, tasks
+from ev_platform import dataset, prompting, retrieval, tasks
 from ev_platform.dataset import build as dataset_build
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, markdown_table, outs, spec, table_check, tasks_partitions
 from ev_platform.storage import Record, code_version
 from ev_platform.tasks.rows import read_rows
 from ev_platform.tasks.types import get_task_type
+from ev_platform.training import tokens
 from ev_platform.training.tokens import chat_counter
 
 GROUP = "dataset"
-CODE = code_version(dataset, tasks, prompting)
+CODE = code_version(dataset, tasks, prompting, retrieval, tokens)
 
 
 @dg.asset(
@@ -25,7 +26,11 @@ CODE = code_version(dataset, tasks, prompting)
     **spec("qa_candidates", "Hand-written rows joined to their passages, and generated questions.", GROUP),
 )
 def qa_candidates(
-    context: dg.AssetExecutionContext, store: StoreResource, chunks: Table, clean_documents: Table
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    chunks: Table,
+    clean_documents: Table,
+    dropped_documents: Table,
 ) -> Iterator[dg.Output[Record]]:
     """Locate human rows in the corpus and let the teacher write more."""
     task = store.task(context.partition_key)
@@ -34,13 +39,17 @@ def qa_candidates(
         context,
         store,
         ["qa_candidates"],
-        inputs={"chunks": chunks, "clean_documents": clean_documents},
+        inputs={
+            "chunks": chunks,
+            "clean_documents": clean_documents,
+            "dropped_documents": dropped_documents,
+        },
         config={"rows": [[r.split, r.question, r.answer, r.context, r.source] for r in rows]}
         | task.config.dataset.model_dump(mode="json"),
         code=CODE,
         compute=lambda: {
             "qa_candidates": dataset_build.make_candidates(
-                rows, chunks.frame, clean_documents.frame, task.config.dataset
+                rows, chunks.frame, clean_documents.frame, dropped_documents.frame, task.config.dataset
             )
         },
     )
@@ -148,5 +157,26 @@ def benchmark_is_not_empty(benchmark: Table) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=benchmark.record.n_rows > 0, metadata={"rows": benchmark.record.n_rows})
 
 
+@table_check("benchmark")
+def benchmark_rows_are_located(benchmark: Table) -> dg.AssetCheckResult:
+    """The document behind every test row is known; only then can it be held out of training."""
+    lost = benchmark.frame.filter(pl.col("cluster_id").is_null())
+    return dg.AssetCheckResult(
+        passed=lost.is_empty(),
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{lost.height} test rows have no known document: give them a source" if lost.height else None,
+        metadata={"rows": dg.MetadataValue.md(markdown_table(lost.select("question", "answer").head(20)))},
+    )
+
+
+@table_check("examples", "qa_candidates", "rejected_examples", is_blocking=True)
+def candidates_add_up(qa_candidates: Table, examples: Table, rejected_examples: Table) -> dg.AssetCheckResult:
+    """Candidates in equal examples plus rejected examples."""
+    n_in, n_kept, n_rejected = (t.record.n_rows for t in (qa_candidates, examples, rejected_examples))
+    return dg.AssetCheckResult(
+        passed=n_in == n_kept + n_rejected, metadata={"in": n_in, "kept": n_kept, "rejected": n_rejected}
+    )
+
+
 assets: list[Any] = [qa_candidates, validate, split]
-checks = [no_leakage, training_set_is_not_empty, benchmark_is_not_empty]
+checks = [candidates_add_up, benchmark_rows_are_located, no_leakage, training_set_is_not_empty, benchmark_is_not_empty]

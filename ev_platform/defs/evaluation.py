@@ -12,10 +12,11 @@ from ev_platform.defs.stage import build, spec, table_check, tasks_partitions
 from ev_platform.evaluation.pages import write_report
 from ev_platform.evaluation.summary import summarise
 from ev_platform.storage import Record, code_version
+from ev_platform.tasks import open_book_qa
 from ev_platform.tasks.types import get_task_type
 
 GROUP = "evaluation"
-CODE = code_version(evaluation, engine, prompting, retrieval)
+CODE = code_version(evaluation, engine, prompting, retrieval, open_book_qa)
 
 
 @dg.asset(

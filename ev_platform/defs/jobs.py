@@ -17,11 +17,22 @@ _DESCRIPTIONS = {
     "registry": "Register the model, and promote it if it is better.",
 }
 
+
+def select(*stages: str) -> dg.AssetSelection:
+    """Return the assets of some stages.
+
+    Chunks and prompts are counted in the student's tokens, so the base model, which is cheap once it is there, comes
+    with the stages that need it.
+    """
+    selection = dg.AssetSelection.groups(*stages)
+    if {"corpus", "dataset"} & set(stages):
+        selection = selection | dg.AssetSelection.assets("base_model")
+    return selection
+
+
 jobs = [
     *(
-        dg.define_asset_job(
-            stage, dg.AssetSelection.groups(stage), partitions_def=tasks_partitions, description=_DESCRIPTIONS[stage]
-        )
+        dg.define_asset_job(stage, select(stage), partitions_def=tasks_partitions, description=_DESCRIPTIONS[stage])
         for stage in STAGES
     ),
     dg.define_asset_job(

@@ -6,13 +6,12 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from ev_platform import prompting, registry
+from ev_platform import registry
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, spec, tasks_partitions
 from ev_platform.evaluation.statistics import verdict
 from ev_platform.evaluation.summary import token_f1_differences
-from ev_platform.storage import Record, code_version, fingerprint
-from ev_platform.training.tokens import chat_template
+from ev_platform.storage import Record, code_version
 
 CODE = code_version(registry)
 
@@ -34,6 +33,8 @@ def registered_model(
 ) -> Iterator[dg.Output[Record]]:
     """Register the model; it becomes champion if the verdict is to ship it."""
     task, opened = context.partition_key, store.store()
+    settings = registry.serving_settings(store.task(task))
+    template = registry.template_fingerprint(serving_model.artifact)
     judged = verdict(token_f1_differences(eval_report.frame))
     scores = eval_report.frame.filter(pl.col("compared_to").is_null())
     for output in build(
@@ -47,7 +48,7 @@ def registered_model(
             "benchmark": benchmark,
             "eval_report": eval_report,
         },
-        config={},
+        config={"serving": settings, "template": template},
         code=CODE,
         compute=lambda: {
             "registered_model": registry.register(
@@ -56,9 +57,10 @@ def registered_model(
                 serving_model=serving_model.frame,
                 adapter=adapter.frame,
                 training_set=(training_set.version, training_set.fingerprint),
-                chunks_version=chunks.version,
+                chunks=(chunks.version, chunks.fingerprint),
+                serving=settings,
                 benchmark_fingerprint=benchmark.fingerprint,
-                template_fingerprint=fingerprint([code_version(prompting), chat_template(serving_model.artifact)]),
+                template=template,
                 verdict=judged.verdict,
                 reason=judged.reason,
                 scores={f"{s}/{m}": v for s, m, v in scores.select("system", "metric", "value").rows()},

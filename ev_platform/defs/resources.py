@@ -94,7 +94,10 @@ class ParquetIOManager(dg.ConfigurableIOManager):
         table = context.asset_key.path[-1]
         record = store.current(table, context.partition_key)
         if record is None:
-            raise UserError(f"{table} of task {context.partition_key} is not there yet: materialize it first.")
+            raise UserError(
+                f"{table} of task {context.partition_key} is not there yet: "
+                f"`ev-platform run --task {context.partition_key}` makes everything."
+            )
         return Table(store, record)
 
 
@@ -119,7 +122,7 @@ class WandbResource(dg.ConfigurableResource):
         folder.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_SILENT", "true")
         if key is None:
-            os.environ["WANDB_MODE"] = "offline"
+            os.environ.setdefault("WANDB_MODE", "offline")
         # Imported here: wandb takes over a second, which loading the graph need not pay.
         from dagster_wandb import wandb_resource
 

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
-from ev_platform.defs.jobs import STAGES
+from ev_platform.defs.jobs import STAGES, select
 from ev_platform.defs.stage import FORCE_TAG
 from ev_platform.errors import UserError
 
@@ -22,6 +22,9 @@ _TERMINAL = {
         "class": "NoOpComputeLogManager",
     }
 }
+
+
+_USER_ERROR = "ev_platform.errors.UserError: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ def materialize(
 
 def _asset_keys(defs: dg.Definitions, stages: Sequence[str]) -> list[dg.AssetKey]:
     graph = defs.resolve_asset_graph()
-    return sorted(dg.AssetSelection.groups(*stages).resolve(graph))
+    return sorted(select(*stages).resolve(graph))
 
 
 def _failure(result: Any) -> str:
@@ -116,11 +119,14 @@ def _failure(result: Any) -> str:
             return evaluation.description
     for event in result.all_events:
         if event.is_step_failure:
-            error = event.step_failure_data.error
-            while error is not None and error.cause is not None:
-                error = error.cause
-            if error is not None:
-                message = error.message.strip()
-                prefix = "ev_platform.errors.UserError: "
-                return message.removeprefix(prefix) if message.startswith(prefix) else f"{event.step_key}: {message}"
+            # Dagster wraps what a step raises, and a UserError may have a cause of its own: the sentence is in between.
+            chain = [event.step_failure_data.error]
+            while chain[-1] is not None and chain[-1].cause is not None:
+                chain.append(chain[-1].cause)
+            messages = [error.message.strip() for error in chain if error is not None]
+            for message in messages:
+                if message.startswith(_USER_ERROR):
+                    return message.removeprefix(_USER_ERROR)
+            if messages:
+                return f"{event.step_key}: {messages[-1]}"
     return "The run failed before any step started; see the Dagster log above."

@@ -21,7 +21,7 @@ from ev_platform.tasks import find_tasks
 for _category in (dg.PreviewWarning, dg.BetaWarning):
     warnings.filterwarnings("ignore", category=_category)
 
-tasks_partitions = dg.StaticPartitionsDefinition(list(find_tasks(get_settings().tasks_dir)))
+tasks_partitions = dg.StaticPartitionsDefinition(list(find_tasks(get_settings().tasks_root)))
 
 FORCE_TAG = "ev/force"
 OWNERS = ["team:ml-platform"]

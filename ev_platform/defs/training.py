@@ -5,9 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
+import polars as pl
 
+from ev_platform.dataset.build import leaking_rows
 from ev_platform.defs.resources import StoreResource, Table, WandbResource
 from ev_platform.defs.stage import build, outs, spec, table_check, tasks_partitions
+from ev_platform.errors import UserError
 from ev_platform.storage import Record, code_version
 from ev_platform.training import artifacts, base, export, recipes, sft
 from ev_platform.training.base import base_model_identity
@@ -57,12 +60,23 @@ def train(
     base_model: Table,
     training_set: Table,
     validation_set: Table,
+    benchmark: Table,
+    chunks: Table,
 ) -> Iterator[dg.Output[Record]]:
     """Fine-tune, tracked by Weights & Biases."""
     task = store.task(context.partition_key)
     recipe = load_recipe(task)
 
     def compute() -> dict[str, Any]:
+        # The check of the same name stops a whole run; this stops a run that starts here.
+        trained_on = pl.concat([training_set.frame, validation_set.frame])
+        leaks = leaking_rows(trained_on, benchmark.frame, chunks.frame)
+        if leaks:
+            reason, question, tested = leaks[0]
+            raise UserError(
+                f"{len(leaks)} training rows meet a test row, such as {question!r} and {tested!r} ({reason}): "
+                "look at the check no_leakage of training_set, then materialize the stage dataset."
+            )
         settings = {"recipe": recipe.model_dump(mode="json"), "training_set": training_set.fingerprint}
         with wandb.run(project="ev-platform", group=task.name, config=settings) as run:
             return artifacts.build_adapter(

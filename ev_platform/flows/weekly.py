@@ -6,15 +6,14 @@ other parameters. The work itself is Dagster's: one run, in this process, with i
 
 from __future__ import annotations
 
+import re
+
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from ev_platform.defs.jobs import STAGES
 from ev_platform.defs.run import RunResult, materialize
 from ev_platform.settings import get_settings
-
-# Mondays, before people come to work.
-WEEKLY_CRON = "0 4 * * 1"
 
 
 @task(name="materialize", task_run_name="{task_name}")
@@ -37,7 +36,7 @@ def materialize_graph(
     """
     result = _materialize(task_name, list(stages or STAGES), force)
     create_markdown_artifact(
-        key=f"run-{task_name.replace('_', '-').lower()}",
+        key="run-" + re.sub(r"[^a-z0-9]+", "-", task_name.lower()),
         markdown=f"Dagster run `{result.run_id}`\n\n"
         f"- computed: {', '.join(result.computed) or 'nothing, no change'}\n"
         f"- unchanged: {', '.join(result.unchanged) or 'nothing'}\n"
@@ -47,7 +46,7 @@ def materialize_graph(
     return result
 
 
-def serve_weekly(task_name: str, cron: str = WEEKLY_CRON, timezone: str = "UTC") -> None:
+def serve_weekly(task_name: str, cron: str, timezone: str) -> None:
     """Run the flow on a schedule until stopped; needs a Prefect server (`prefect server start`).
 
     Args:

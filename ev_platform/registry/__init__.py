@@ -14,12 +14,17 @@ from typing import Any
 
 import polars as pl
 
+from ev_platform import prompting
 from ev_platform.engine import Engine, load_engine
 from ev_platform.errors import UserError
 from ev_platform.records import RegisteredModel, to_frame
 from ev_platform.retrieval import Retriever
-from ev_platform.storage import Store, now, write_atomic
+from ev_platform.storage import Store, code_version, fingerprint, now, write_atomic
 from ev_platform.tasks import Task
+from ev_platform.training.base import load_tokenizer
+
+# The endpoint always retrieves, so this is the only verdict that speaks for what it would serve.
+SHIPPED = "ship tuned + retrieval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,21 @@ def _alias_file(store: Store, task: str) -> Path:
     return store.root / "registry" / f"{task}.json"
 
 
+def serving_settings(task: Task) -> dict[str, Any]:
+    """Return what decides an answer beside weights, passages and template; a version keeps it as it was evaluated."""
+    return {
+        "description": task.description,
+        "top_k": task.config.retrieval.top_k,
+        "candidates": task.config.retrieval.candidates,
+        "max_new_tokens": task.config.evaluation.max_new_tokens,
+    }
+
+
+def template_fingerprint(model: Path) -> str:
+    """Hash the prompt template and the chat template saved with a model."""
+    return fingerprint([code_version(prompting), load_tokenizer(model).chat_template])
+
+
 def read_aliases(store: Store, task: str) -> dict[str, str]:
     """Return alias to version, such as `{"champion": "ev_charging@3"}`."""
     file = _alias_file(store, task)
@@ -77,14 +97,15 @@ def register(
     serving_model: pl.DataFrame,
     adapter: pl.DataFrame,
     training_set: tuple[str, str],
-    chunks_version: str,
+    chunks: tuple[str, str],
+    serving: dict[str, Any],
     benchmark_fingerprint: str,
-    template_fingerprint: str,
+    template: str,
     verdict: str,
     reason: str,
     scores: dict[str, Any],
 ) -> pl.DataFrame:
-    """Add a version to the `registered_model` table, unless the newest one has the same weights and passages.
+    """Add a version to the `registered_model` table, unless the newest one is the same in all that decides answers.
 
     Args:
         store: Where tables live.
@@ -92,9 +113,10 @@ def register(
         serving_model: The `serving_model` table.
         adapter: The `adapter` table.
         training_set: (version, fingerprint) of the rows it was trained on.
-        chunks_version: Version of the passages it answers from.
+        chunks: (version, fingerprint) of the passages it answers from.
+        serving: See `serving_settings`.
         benchmark_fingerprint: Of the rows it was evaluated on.
-        template_fingerprint: Of prompt template and chat template.
+        template: See `template_fingerprint`.
         verdict: See `evaluation.statistics`.
         reason: One sentence with the figures behind the verdict.
         scores: Point estimates by system.
@@ -105,23 +127,27 @@ def register(
     versions = store.read("registered_model", task)
     newest = versions.tail(1).to_dicts()[0] if versions.height else None
     model_id = serving_model.item(0, "artifact_id")
-    is_shipped = verdict.startswith("ship tuned")
-    made_of = {"serving_model_id": model_id, "chunks_version": chunks_version, "verdict": verdict}
+    is_shipped = verdict == SHIPPED
+    made_of = {
+        "serving_model_id": model_id,
+        "chunks_fingerprint": chunks[1],
+        "serving": json.dumps(serving, sort_keys=True),
+        "template_fingerprint": template,
+        "benchmark_fingerprint": benchmark_fingerprint,
+        "verdict": verdict,
+    }
     if newest is None or any(newest[name] != value for name, value in made_of.items()):
-        number = (newest["version"] if newest else 0) + 1
+        number = (newest["number"] if newest else 0) + 1
         row = RegisteredModel(
             model_version=f"{task}@{number}",
-            version=number,
+            number=number,
             registered_at=now(),
-            serving_model_id=model_id,
             adapter_id=adapter.item(0, "artifact_id"),
             training_set_version=training_set[0],
             training_set_fingerprint=training_set[1],
-            chunks_version=chunks_version,
-            benchmark_fingerprint=benchmark_fingerprint,
-            template_fingerprint=template_fingerprint,
+            chunks_version=chunks[0],
             recipe=adapter.item(0, "recipe"),
-            verdict=verdict,
+            **made_of,
             reason=reason,
             scores=json.dumps(scores, sort_keys=True),
             alias="champion" if is_shipped else None,
@@ -175,21 +201,27 @@ def load_release(store: Store, task: Task, name: str | None = None) -> Release:
     """Load a version with its engine and its passages.
 
     Raises:
-        UserError: If there is no such version, or its weights are gone.
+        UserError: If there is no such version, its weights are gone, or the prompt template has changed since.
     """
     row = resolve(store, task.name, name)
     folder = store.artifact_path("serving_model", row["serving_model_id"])
     if not folder.is_dir():
         raise UserError(f"The weights of {row['model_version']} are gone from {folder}: choose another version.")
+    if template_fingerprint(folder) != row["template_fingerprint"]:
+        raise UserError(
+            f"{row['model_version']} was evaluated with another prompt template than this code has: run "
+            f"`ev-platform run --task {task.name}` to evaluate and register it anew."
+        )
     chunks = store.read("chunks", task.name, row["chunks_version"])
+    settings = json.loads(row["serving"])
     return Release(
         model_version=row["model_version"],
-        description=task.description,
+        description=settings["description"],
         engine=load_engine(folder),
-        retriever=Retriever.build(chunks, task.config.retrieval.candidates),
+        retriever=Retriever.build(chunks, settings["candidates"]),
         chunks=_with_sources(store, task.name, chunks),
-        top_k=task.config.retrieval.top_k,
-        max_new_tokens=task.config.evaluation.max_new_tokens,
+        top_k=settings["top_k"],
+        max_new_tokens=settings["max_new_tokens"],
     )
 
 

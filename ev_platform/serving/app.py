@@ -1,7 +1,7 @@
-"""The Ray Serve deployment around `api`. The only module that imports ray.
+"""The Ray Serve deployment around `api`. Only it and `run` import ray.
 
 A replica loads its release itself, from names and paths, so that no weights travel. What does not belong here: the
-cluster (`run`, and the files in deploy/).
+cluster (`run`).
 """
 
 from __future__ import annotations

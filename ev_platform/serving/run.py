@@ -1,6 +1,6 @@
 """Starting and stopping the server on this machine: a local Ray, one proxy, one or more replicas.
 
-What does not belong here: the application (`api`, `app`), and clusters, which start from the files in deploy/.
+What does not belong here: the application (`api`, `app`), and clusters of more machines.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def serving(
         raise UserError(
             f"There is no live API key in {data_root / 'keys.json'}: make one with `ev-platform keys create NAME`."
         )
-    _check_address(host, port)
+    check_address(host, port)
     with _local_ray(replicas) as n_cpus:
         from ray import serve as ray_serve
 
@@ -119,14 +119,15 @@ def serving(
             ray_serve.delete(_APP)  # waits for the answers under way
 
 
-def _check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int) -> None:
+    """Raise a `UserError` if nothing can listen there."""
     # Serve's proxies share ports (SO_REUSEPORT): without this, two servers on one port would take turns.
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError as error:
         raise UserError(
             f"Cannot listen on {host} port {port} ({error.strerror}): stop what uses it, or choose another "
-            "with EV_HOST and EV_PORT."
+            "with --port or EV_PORT."
         ) from error
 
 

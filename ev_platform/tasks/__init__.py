@@ -1,8 +1,8 @@
 """Task folders: what a person writes to get a model.
 
-A task is a folder with `job_description.json`, `train.csv|jsonl`, `test.csv|jsonl`, `config.yaml`, and either
-`sources.yaml` (what to collect) or `unstructured.csv` (text that is already there). The layout is that of the distil
-labs task folders. What a task *type* does with its rows is in this package too, one file each, behind `TaskType`.
+A task is a folder with `job_description.json`, `train.csv|jsonl`, `test.csv|jsonl`, `config.yaml` and `sources.yaml`
+(what to collect). The layout is that of the distil labs task folders. What a task *type* does with its rows is in this
+package too, one file each, behind `TaskType`.
 """
 
 from __future__ import annotations

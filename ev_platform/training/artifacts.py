@@ -20,11 +20,12 @@ from ev_platform.training.sft import Log, train_adapter
 def _store_artifact(
     store: Store, kind: str, recipe: Recipe, inputs: dict[str, str], write: Callable[[Path], dict[str, Any]]
 ) -> pl.DataFrame:
-    artifact_id = short_id(kind.split("_", maxsplit=1)[0], kind, inputs)
-    target = store.artifact_path(kind, artifact_id)
-    with store.artifact(kind, artifact_id) as folder:
+    with store.artifact(kind, lambda: artifact_id) as folder:
         metrics = write(folder)
-    sha256, n_bytes = sha256_weights(target)
+        sha256, n_bytes = sha256_weights(folder)
+        # The id covers the bytes too: the same inputs under another version of a library are another artifact.
+        artifact_id = short_id(kind.split("_", maxsplit=1)[0], kind, inputs, sha256)
+    target = store.artifact_path(kind, artifact_id)
     row = ModelArtifact(
         artifact_id=artifact_id,
         kind=kind,

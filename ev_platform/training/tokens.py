@@ -31,8 +31,3 @@ def chat_counter(folder: Path) -> Callable[[Messages, str], tuple[int, int]]:
         return n_whole, n_whole - n_prompt
 
     return count
-
-
-def chat_template(folder: Path) -> str:
-    """Return the chat template of a model directory."""
-    return load_tokenizer(folder).chat_template

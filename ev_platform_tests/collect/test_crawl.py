@@ -372,6 +372,92 @@ def test_crawl_again_redirected_page_asked_with_the_target_etag(site, crawl):
     assert frame_fingerprint("raw_pages", first) == frame_fingerprint("raw_pages", second)
 
 
+# ---- a bad hour ----
+
+
+def stalling(headers):
+    time.sleep(0.8)
+    return page()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((429, {"Retry-After": "0"}, ""), "http_429"),
+        ((500, {"ETag": '"of the error"'}, "broken"), "http_500"),
+        ((503, {"Retry-After": "0"}, ""), "http_503"),
+        (stalling, "timeout"),
+    ],
+)
+def test_crawl_again_page_failing_for_now_keeps_its_row_and_links(site, crawl, caplog, answer, reason):
+    site.routes = {"/": page("/a"), "/a": versioned(page("/behind"), '"1"'), "/behind": page()}
+    first = crawl(site.root, timeout_s=0.3)
+    site.routes |= {"/a": answer}
+    second = crawl(site.root, timeout_s=0.3, previous=first)
+    assert frame_fingerprint("raw_pages", first) == frame_fingerprint("raw_pages", second)
+    assert by_path(second, site.root)["/a"]["etag"] == '"1"'
+    assert (second["checked_at"] > first["checked_at"]).all()
+    (warning,) = [record for record in caplog.records if record.name == "ev_platform.collect.crawl"]
+    assert warning.levelno == logging.WARNING
+    assert f"{site.root}/a: {reason}" in warning.getMessage()
+
+
+def test_crawl_again_host_gone_for_now_keeps_its_rows(site, other_site, crawl, caplog):
+    site.routes = {"/": page(f"{other_site.root}/far")}
+    other_site.routes = {"/far": page("/farther"), "/farther": page()}
+    hosts = [url.removeprefix("http://") for url in (site.root, other_site.root)]
+    first = crawl(site.root, allowed_hosts=hosts)
+    other_site.close()
+    second = crawl(site.root, allowed_hosts=hosts, previous=first)
+    assert second["drop_reason"].to_list() == [None] * 3
+    assert frame_fingerprint("raw_pages", first) == frame_fingerprint("raw_pages", second)
+    assert f"{other_site.root}/far: unreachable (robots.txt: COULDNT_CONNECT)" in caplog.text
+
+
+def test_crawl_again_kept_page_takes_licence_and_place_of_this_crawl(site, crawl):
+    site.routes = {"/": page("/a"), "/a": page("/b"), "/b": page()}
+    first = crawl(site.root, licence="CC-BY-4.0", publisher="Somebody")
+    site.routes |= {"/": page("/a", "/b"), "/b": (500, {}, "")}
+    before = by_path(first, site.root)["/b"]
+    after = by_path(crawl(site.root, licence="CC0-1.0", publisher="Somebody else", previous=first), site.root)["/b"]
+    fresh = {"licence": "CC0-1.0", "publisher": "Somebody else", "depth": 1, "referrer": f"{site.root}/"}
+    assert after == before | fresh | {"checked_at": after["checked_at"]}
+
+
+@pytest.mark.parametrize(
+    ("routes", "reason"),
+    [
+        ({"/a": (404, {}, "")}, "http_404"),
+        ({"/a": (410, {}, "")}, "http_410"),
+        ({"/a": (302, {"Location": "https://elsewhere.example/"}, "")}, "redirect_off_site"),
+        ({"/robots.txt": "User-agent: *\nDisallow: /a\n"}, "robots_disallowed"),
+    ],
+)
+def test_crawl_again_page_gone_for_good_is_dropped(site, crawl, routes, reason):
+    site.routes = {"/": page("/a"), "/a": page("/behind"), "/behind": page()}
+    first = crawl(site.root)
+    site.routes |= routes
+    rows = by_path(crawl(site.root, previous=first), site.root)
+    assert (rows["/a"]["drop_reason"], rows["/a"]["path"]) == (reason, None)
+    assert "/behind" not in rows
+
+
+def test_crawl_again_failing_page_with_lost_blob_is_dropped(site, crawl, store):
+    site.routes = {"/": page("/a"), "/a": page("/behind")}
+    first = crawl(site.root)
+    (store.root / by_path(first, site.root)["/a"]["path"]).unlink()
+    site.routes |= {"/a": (500, {}, "")}
+    assert by_path(crawl(site.root, previous=first), site.root)["/a"]["drop_reason"] == "http_500"
+
+
+def test_crawl_again_failing_seed_named(site, crawl):
+    site.routes = {"/": page()}
+    first = crawl(site.root)
+    site.routes |= {"/": (500, {}, "")}
+    with pytest.raises(UserError, match=f"The seed {site.root}/ answers HTTP status 500"):
+        crawl(site.root, previous=first)
+
+
 # ---- mirrors ----
 
 

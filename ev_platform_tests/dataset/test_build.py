@@ -21,6 +21,9 @@ PASSAGES = {
 }
 
 
+NO_DROPPED = pl.DataFrame(schema=schema_of("dropped_documents"))
+
+
 def chunks(passages=PASSAGES, **changes):
     rows = [
         Chunk(f"chk_{n}", f"doc_{n}", f"doc_{n}", 0, 0, len(text), n.title(), None, text, len(text.split()))
@@ -50,10 +53,39 @@ def row(question, answer="five", source=None, split="train", number=2, context=N
 
 
 def candidates(*rows, config=DatasetConfig(), passages=PASSAGES, **changes):  # noqa: B008
-    return make_candidates(rows, chunks(passages, **changes), documents(passages), config)
+    return make_candidates(rows, chunks(passages, **changes), documents(passages), NO_DROPPED, config)
 
 
 # ---- candidates ----
+
+
+def test_test_row_with_a_wrong_page_still_holds_its_document_out(corpus):
+    clean, chunks = corpus
+    pdf = chunks.filter(pl.col("page").is_not_null())
+    document = pdf.item(0, "document_id")
+    url = clean.filter(pl.col("document_id") == document).item(0, "url")
+    row = TaskRow("test", "test.csv row 2", "Who checks the seals?", "nobody ever", None, f"{url}#page=99")
+    made_of = make_candidates([row], chunks, clean, NO_DROPPED, DatasetConfig(max_examples=500))
+    assert made_of.row(0, named=True)["document_id"] == document
+    assert document not in made_of.filter(pl.col("origin") == "extractive")["document_id"].to_list()
+
+
+def test_row_whose_source_was_dropped_as_a_duplicate_counts_for_the_survivor(corpus):
+    clean, chunks = corpus
+    survivor = clean.row(0, named=True)
+    twin = {name: survivor.get(name) for name in schema_of("dropped_documents")}
+    twin |= {
+        "document_id": "doc_twin",
+        "url": "https://plugfield.example/twin.html",
+        "fetched_url": "https://x/twin.html",
+    }
+    twin |= {"drop_reason": "near_duplicate", "duplicate_of": survivor["document_id"]}
+    dropped = pl.DataFrame([twin], schema=schema_of("dropped_documents"))
+    row = TaskRow(
+        "test", "test.csv row 2", "What is it about?", "charging", None, "https://plugfield.example/twin.html"
+    )
+    found = make_candidates([row], chunks, clean, dropped, DatasetConfig(max_examples=0))
+    assert found.item(0, "document_id") == survivor["document_id"]
 
 
 def test_hand_written_row_finds_its_passage_by_its_source():
@@ -92,7 +124,7 @@ def test_page_of_a_pdf_narrows_the_passages():
     )
     for source in ("https://a.example/pdfs/manual.pdf#page=4", "pdfs/manual.pdf#page=4"):
         asked = row("What colour is the cable?", "grey and long", source=source)
-        frame = make_candidates([asked], to_frame("chunks", rows), manual, DatasetConfig(max_examples=0))
+        frame = make_candidates([asked], to_frame("chunks", rows), manual, NO_DROPPED, DatasetConfig(max_examples=0))
         assert frame["chunk_id"].item() == "chk_four"  # pages 1 and 2 answer better, but are too far away
 
 
@@ -129,7 +161,7 @@ def test_teacher_that_is_unknown_is_refused():
 
 def test_corpus_without_chunks_is_refused():
     with pytest.raises(UserError, match=r"The corpus is empty: .* dropped_documents"):
-        make_candidates([], chunks().clear(), documents(), DatasetConfig())
+        make_candidates([], chunks().clear(), documents(), NO_DROPPED, DatasetConfig())
 
 
 # ---- validation ----
@@ -256,7 +288,7 @@ def made(corpus, example_task):
     clean, chunks = corpus
     rows = [*read_rows(example_task, "train"), *read_rows(example_task, "test")]
     config = example_task.config
-    tables = {"chunks": chunks, "qa_candidates": make_candidates(rows, chunks, clean, config.dataset)}
+    tables = {"chunks": chunks, "qa_candidates": make_candidates(rows, chunks, clean, NO_DROPPED, config.dataset)}
     tables |= validate_candidates(tables["qa_candidates"], chunks)
     task_type = get_task_type(config.type)
     description = example_task.description
@@ -339,7 +371,7 @@ def test_example_made_again_has_the_same_ids_in_the_same_order(made, corpus, exa
     config = example_task.config
     assert chunk_documents(clean, count_words, config.corpus).equals(chunks)
     rows = [*read_rows(example_task, "train"), *read_rows(example_task, "test")]
-    again = make_candidates(rows, chunks, clean, config.dataset)
+    again = make_candidates(rows, chunks, clean, NO_DROPPED, config.dataset)
     assert again.equals(made["qa_candidates"])
     assert validate_candidates(again, chunks)["examples"].equals(made["examples"])
 

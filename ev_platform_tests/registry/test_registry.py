@@ -19,7 +19,10 @@ def artifact(kind, artifact_id):
     return to_frame(kind, [row])
 
 
-def publish(store, model_id, verdict=SHIP, chunks_version="c1"):
+SERVING = {"description": "Answer briefly.", "top_k": 1, "candidates": 20, "max_new_tokens": 8}
+
+
+def publish(store, model_id, verdict=SHIP, chunks=("c1", "c1"), template="p1", serving=SERVING):
     """Register as the asset does: compute the rows, publish them, apply the aliases."""
     rows = registry.register(
         store,
@@ -27,9 +30,10 @@ def publish(store, model_id, verdict=SHIP, chunks_version="c1"):
         serving_model=artifact("serving_model", model_id),
         adapter=artifact("adapter", f"adapter_of_{model_id}"),
         training_set=("t1", "f1"),
-        chunks_version=chunks_version,
+        chunks=chunks,
+        serving=serving,
         benchmark_fingerprint="b1",
-        template_fingerprint="p1",
+        template=template,
         verdict=verdict,
         reason="because",
         scores={"base/token_f1": 0.1},
@@ -59,11 +63,20 @@ def test_register_same_model_and_passages_adds_no_version(store):
     assert versions(store).height == 1
 
 
-@pytest.mark.parametrize("change", [{"model_id": "m2"}, {"chunks_version": "c2"}, {"verdict": HOLD}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_id": "m2"},
+        {"chunks": ("c2", "c2")},
+        {"verdict": HOLD},
+        {"template": "p2"},
+        {"serving": SERVING | {"top_k": 3}},
+    ],
+)
 def test_register_other_weights_passages_or_verdict_adds_a_version(store, change):
     publish(store, "m1")
     publish(store, **({"model_id": "m1"} | change))
-    assert versions(store)["version"].to_list() == [1, 2]
+    assert versions(store)["number"].to_list() == [1, 2]
 
 
 def test_aliases_first_shipped_version_is_champion_without_previous(store):
@@ -146,9 +159,10 @@ def test_load_release_answers_from_the_passages_of_its_own_version(store, tmp_pa
     old, new = "A resistor of 220 ohm marks a cable for 32 A.", "A resistor of 100 ohm marks a cable for 63 A."
     store.publish("clean_documents", "tiny", document("doc_old", old, "https://tiny.example/old.html"))
     chunks = store.publish("chunks", "tiny", chunk("chk_old", "doc_old", old))
-    with store.artifact("serving_model", "m1") as folder:
+    with store.artifact("serving_model", lambda: "m1") as folder:
         export_serving_model(model, folder)
-    publish(store, "m1", chunks_version=chunks.version)
+    template = registry.template_fingerprint(store.artifact_path("serving_model", "m1"))
+    publish(store, "m1", chunks=(chunks.version, chunks.fingerprint), template=template)
     # The site moves on after the version was registered; the old document is no longer in the current table.
     store.publish("clean_documents", "tiny", document("doc_new", new, "https://tiny.example/new.html"))
     store.publish("chunks", "tiny", chunk("chk_new", "doc_new", new))
