@@ -234,7 +234,13 @@ def test_first_run_catalogue_traces_the_model_to_its_pages(finished):
     assert rows
     assert {row[1] for row in rows} == {"CC-BY-4.0"}  # as the pages declare, not as sources.yaml assumes
     assert {row[3] for row in rows} <= {hour[0]}
-    assert sum(row[4] for row in rows) == finished.read("training_set").height
+    # A row counts for every page whose passages stand in its prompt.
+    training, chunks, documents = (finished.read(name) for name in ("training_set", "chunks", "clean_documents"))
+    url = dict(chunks.join(documents, on="document_id").select("chunk_id", "url").rows())
+    pages = [url[chunk] for ids in training["context_chunk_ids"].to_list() for chunk in ids]
+    assert {row[0]: row[4] for row in rows} == {
+        page: sum(page in {url[c] for c in ids} for ids in training["context_chunk_ids"].to_list()) for page in pages
+    }
 
 
 def test_first_run_writes_the_report(finished):

@@ -178,3 +178,13 @@ def test_load_release_answers_from_the_passages_of_its_own_version(store, tmp_pa
     (completion,) = release.engine.generate([prompt], max_new_tokens=release.max_new_tokens)
     assert (release.model_version, release.max_new_tokens) == ("tiny@1", 8)
     assert completion.n_prompt_tokens == release.engine.count_tokens(prompt)
+
+
+def test_load_release_refuses_a_version_that_was_evaluated_with_another_template(store, tmp_path):
+    model = write_tiny_model(tmp_path / "model")
+    write_tiny_task(tmp_path / "tasks" / "tiny", model)
+    with store.artifact("serving_model", lambda: "m1") as folder:
+        export_serving_model(model, folder)
+    publish(store, "m1", template="of another day")
+    with pytest.raises(UserError, match="tiny@1 was evaluated with another prompt template"):
+        registry.load_release(store, get_task("tiny", tmp_path / "tasks"))
