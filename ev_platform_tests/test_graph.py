@@ -335,6 +335,10 @@ def with_unknown_recipe(workspace):
     set_config(workspace, "recipe: tiny.yaml", "recipe: huge")
 
 
+def with_broken_config(workspace):
+    (workspace.task / "config.yaml").write_text("corpus: [unclosed")
+
+
 def with_missing_base_model(workspace):
     file = workspace.task / "config.yaml"
     lines = [line for line in file.read_text().splitlines() if not line.startswith("base_model")]
@@ -348,6 +352,7 @@ def with_missing_base_model(workspace):
         (with_bad_row, ["train.csv row 8", "4 fields", "3"]),
         (with_empty_corpus, ["corpus is empty", "off_topic: 5", "dropped_documents"]),
         (with_unreachable_seed, ["The seed http://127.0.0.1:", "unreachable", "sources.yaml"]),
+        (with_broken_config, ["config.yaml", "is not valid YAML"]),
         (with_unknown_recipe, ["config.yaml", "'huge'", "smollm2-135m-cpu"]),
         (with_missing_base_model, ["'/no/such/model'", "bundled:smollm2-135m-instruct"]),
     ],
