@@ -55,6 +55,9 @@ class RawBody:
     publisher: str
     depth: int  # links away from a seed; 0 for seeds and files
     referrer: str | None  # url of the page that linked here first
+    robots: (
+        str  # what robots.txt said: "allowed", "disallowed", "none" (there is no file), "ignored" or "not_applicable"
+    )
     drop_reason: str | None  # why there is no usable body
     drop_detail: str | None
 
@@ -74,11 +77,15 @@ class Document:
     modified_on: str | None
     licence: str
     language_declared: str | None  # ISO 639-1
+    language: str | None  # ISO 639-1, detected; None without text
+    language_score: float | None  # 0 to 1
+    robots: str  # as in `raw_pages`
     content_sha256: str | None
     fetched_at: datetime
-    text: str  # Markdown
+    text: str  # Markdown, personal data masked
     page_offsets: list[int]  # PDF: start of each page in `text`; empty for web pages
     n_chars: int
+    n_masked: int  # personal data replaced by a mark
     drop_reason: str | None
     drop_detail: str | None
 
@@ -97,13 +104,17 @@ class CleanDocument:
     published_on: str | None
     modified_on: str | None
     licence: str
-    content_sha256: str | None
-    fetched_at: datetime
-    text: str
-    page_offsets: list[int]
-    n_chars: int
+    language_declared: str | None  # ISO 639-1
     language: str  # ISO 639-1, detected
     language_score: float  # 0 to 1
+    robots: str  # as in `raw_pages`
+    content_sha256: str | None
+    fetched_at: datetime
+    text: str  # without the lines that its site repeats
+    page_offsets: list[int]
+    n_chars: int
+    n_masked: int  # personal data replaced by a mark
+    n_boilerplate_lines: int  # removed, because the site repeats them
     relevance: float  # cosine of document and task description
     cluster_id: str  # documents about the same text share it (near-duplicates)
 
@@ -117,7 +128,9 @@ class DroppedDocument:
     fetched_url: str
     kind: str
     title: str | None
+    publisher: str
     licence: str
+    language: str | None  # ISO 639-1, detected
     fetched_at: datetime
     text: str
     drop_reason: str

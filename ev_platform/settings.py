@@ -5,6 +5,7 @@ What belongs to a task (sources, recipe, teacher) lives in the task's folder, ne
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ class Settings(BaseSettings):
         data_dir: Root of everything the platform writes.
         tasks_dir: Folder of task folders; each becomes a partition beside the embedded example.
         user_agent: Sent with every request of the crawler.
+        workers: Processes that read pages and PDFs; by default one for each processor.
         wandb_api_key: Weights & Biases key; without one, runs are tracked offline below `data_dir`.
         host: Address that the HTTP endpoint listens on.
         port: Port of the HTTP endpoint.
@@ -29,6 +31,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path("ev_data")
     tasks_dir: Path = Path("tasks")
     user_agent: str = "ev-platform/0.1 (research crawler; set EV_USER_AGENT to name yourself)"
+    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     wandb_api_key: SecretStr | None = Field(default=None, validation_alias="WANDB_API_KEY")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)

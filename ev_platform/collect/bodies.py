@@ -78,6 +78,7 @@ def blank_row(url: str, kind: str, sources: Sources, *, depth: int = 0, referrer
         publisher=sources.publisher,
         depth=depth,
         referrer=referrer,
+        robots="not_applicable",
         drop_reason=None,
         drop_detail=None,
     )

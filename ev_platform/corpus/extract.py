@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -16,6 +17,8 @@ from urllib.parse import urljoin, urlsplit
 import polars as pl
 from tqdm import tqdm
 
+from ev_platform.corpus.language import detect_language
+from ev_platform.corpus.privacy import mask_personal_data
 from ev_platform.records import Document, schema_of, to_frame
 from ev_platform.storage import Store, short_id
 
@@ -74,7 +77,7 @@ def extract_documents(bodies: pl.DataFrame, store: Store, previous: pl.DataFrame
     ):
         known = done.get((body["url"], body["content_sha256"]))
         if known is not None and body["content_sha256"]:
-            fresh = {"fetched_at": body["fetched_at"]}
+            fresh = {"fetched_at": body["fetched_at"], "robots": body["robots"]}
             fresh |= {name: body[name] for name in ("licence", "publisher") if known[name] == "unknown"}
             rows.append(Document(**{**known, **fresh}))
         else:
@@ -90,6 +93,8 @@ def _document(body: dict[str, Any], store: Store) -> Document:
             got = _read_pdf(data) if body["kind"] == "pdf" else _read_html(data, body["final_url"])
         except Exception as error:  # one bad file is set aside with its reason, never stops a run
             got = _Extracted(drop_reason="extraction_failed", drop_detail=f"{type(error).__name__}: {error}"[:300])
+    got.text, offsets, n_masked = _mask(got.text, got.page_offsets)
+    language, language_score = detect_language(got.text) if got.text else (None, None)
     url = got.canonical or body["url"]
     fetched_at: datetime = body["fetched_at"]
     return Document(
@@ -104,14 +109,33 @@ def _document(body: dict[str, Any], store: Store) -> Document:
         modified_on=got.modified_on,
         licence=got.licence or body["licence"],
         language_declared=got.language,
+        language=language,
+        language_score=language_score,
+        robots=body["robots"],
         content_sha256=body["content_sha256"],
         fetched_at=fetched_at,
         text=got.text,
-        page_offsets=got.page_offsets,
+        page_offsets=offsets,
         n_chars=len(got.text),
+        n_masked=n_masked,
         drop_reason=got.drop_reason,
         drop_detail=got.drop_detail,
     )
+
+
+def _mask(text: str, page_offsets: list[int]) -> tuple[str, list[int], int]:
+    """Mask personal data page by page, so that the pages' offsets stay true."""
+    if not page_offsets:
+        masked, n = mask_personal_data(text)
+        return masked, [], n
+    parts, offsets, at, total = [], [], 0, 0
+    for start, end in pairwise([*page_offsets, len(text)]):
+        part, n = mask_personal_data(text[start:end])
+        offsets.append(at)
+        parts.append(part)
+        at += len(part)
+        total += n
+    return "".join(parts), offsets, total
 
 
 def _read_html(data: bytes, url: str) -> _Extracted:

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError
@@ -49,9 +49,12 @@ class Sources(_Strict):
         max_pages: Upper bound of fetched addresses.
         max_bytes: Upper bound of one body.
         concurrency: Simultaneous requests.
+        per_host_concurrency: Simultaneous requests to one host.
         delay_s: Pause between two requests to one host; a longer Crawl-delay in robots.txt wins.
         timeout_s: For one request.
-        obey_robots: Whether robots.txt binds.
+        obey_robots: Whether robots.txt, and robots rules inside pages, bind.
+        sitemaps: Whether addresses are also taken from the seeds' hosts' sitemaps.
+        fetcher: `http`, or `browser` for pages that scripts build: what was fetched is rendered in Chromium.
         licence: Of pages that declare none.
         publisher: Of pages that declare none.
         pdfs: Globs of PDF files, relative to the task's folder or absolute.
@@ -64,9 +67,12 @@ class Sources(_Strict):
     max_pages: int = Field(default=500, ge=1)
     max_bytes: int = Field(default=20_000_000, ge=1_000)
     concurrency: int = Field(default=8, ge=1, le=64)
+    per_host_concurrency: int = Field(default=4, ge=1, le=64)
     delay_s: float = Field(default=0.0, ge=0)
     timeout_s: float = Field(default=20.0, gt=0)
     obey_robots: bool = True
+    sitemaps: bool = True
+    fetcher: Literal["http", "browser"] = "http"
     licence: str = "unknown"
     publisher: str = "unknown"
     pdfs: tuple[str, ...] = ()
@@ -84,6 +90,8 @@ class CorpusConfig(_Strict):
         near_duplicate_jaccard: Word 5-gram Jaccard from which two documents count as one.
         chunk_tokens: Longest chunk, in the student's tokens.
         chunk_min_tokens: A shorter section is joined with its neighbour.
+        extract_timeout_s: Longest time that the text of one file may take; a PDF gets as much for every 20 pages.
+        max_pdf_pages: A longer PDF is set aside.
     """
 
     languages: tuple[str, ...] = ("en",)
@@ -92,6 +100,8 @@ class CorpusConfig(_Strict):
     near_duplicate_jaccard: Fraction = 0.8
     chunk_tokens: int = Field(default=160, ge=32)
     chunk_min_tokens: int = Field(default=40, ge=1)
+    extract_timeout_s: float = Field(default=60.0, gt=0)
+    max_pdf_pages: int = Field(default=2000, ge=1)
 
 
 class DatasetConfig(_Strict):

@@ -213,7 +213,7 @@ def test_chunks_of_the_example_hold_every_word_once(example_documents, limit, le
         .clear()
         .vstack(
             usable.with_columns(
-                language=pl.lit("en"), language_score=pl.lit(1.0), relevance=pl.lit(1.0), cluster_id="document_id"
+                relevance=pl.lit(1.0), cluster_id="document_id", n_boilerplate_lines=pl.lit(0, pl.Int64)
             ).select(list(schema_of("clean_documents")))
         )
     )

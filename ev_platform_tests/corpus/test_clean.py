@@ -4,14 +4,9 @@ from itertools import pairwise
 import polars as pl
 import pytest
 
-from ev_platform.corpus.clean import (
-    CLUSTER_JACCARD,
-    clean_documents,
-    detect_language,
-    judge_quality,
-    relevances,
-    similar_pairs,
-)
+from ev_platform.corpus.clean import CLUSTER_JACCARD, clean_documents
+from ev_platform.corpus.duplicates import similar_pairs
+from ev_platform.corpus.language import detect_language
 from ev_platform.records import schema_of
 from ev_platform.storage import now, short_id
 from ev_platform.tasks import CorpusConfig
@@ -50,6 +45,8 @@ def documents(*rows):
             row = {"url": row[0], "text": row[1]}
         row = {"fetched_url": row["url"], "kind": "web", "fetched_at": now(), "licence": "MIT"} | row
         row |= {"document_id": short_id("doc", row["url"], row["text"]), "n_chars": len(row["text"]), "publisher": "A"}
+        language, score = detect_language(row["text"])
+        row |= {"language": language, "language_score": score, "robots": "allowed", "n_masked": 0}
         made.append({**dict.fromkeys(schema_of("documents")), "page_offsets": [], **row})
     return pl.DataFrame(made, schema=schema_of("documents"))
 
@@ -73,58 +70,6 @@ def reworded(text, n_changed, seed=0):
     for at in random.Random(seed).sample(range(len(words)), n_changed):
         words[at] = f"other{at}"
     return " ".join(words)
-
-
-# ---- quality, rule by rule: the last text that passes and the first that does not ----
-
-
-@pytest.mark.parametrize(
-    ("passes", "trips", "reason", "figure"),
-    [
-        ("word " * 20, "word " * 19, "too_short", "19 words < 20"),
-        ("wor " * 20, "wor " * 19 + "we", "word_length", "mean word length 3.0 outside 3 to 12"),
-        ("abcdefghijkl " * 20, "abcdefghijkl " * 19 + "abcdefghijklm", "word_length", "mean word length 12.1 outside"),
-        ("word " * 12 + "1234 " * 8, "word " * 11 + "1234 " * 9, "few_words", "0.55 of the words hold a letter < 0.6"),
-        (
-            "\n".join(
-                ["A line of more than twenty letters."] * 3 + [f"And line number {i} of the text." for i in range(4)]
-            ),
-            "\n".join(
-                ["A line of more than twenty letters."] * 4 + [f"And line number {i} of the text." for i in range(4)]
-            ),
-            "repeated_lines",
-            "0.38 of the lines are repeats > 0.3",
-        ),
-    ],
-    ids=["too short", "short words", "long words", "numbers", "repeats"],
-)
-def test_quality_rule_trips_at_its_bound_with_its_figure(passes, trips, reason, figure):
-    assert judge_quality(passes, 20) is None
-    verdict = judge_quality(trips, 20)
-    assert verdict is not None and verdict[0] == reason
-    assert verdict[1].startswith(figure)
-
-
-def test_quality_lets_short_lines_repeat():
-    assert judge_quality("\n".join(["Limit: 230 volts"] * 20), 20) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "language"),
-    [
-        (CHARGING, "en"),
-        (GERMAN, "de"),
-        ("Une voiture électrique se recharge à une borne au moyen d'un câble qui porte une fiche.", "fr"),
-        (
-            "| Strom | Leitung |\n| --- | --- |\n| [Die Ladestation](https://en.example/the-station) | lädt das Auto |",
-            "de",
-        ),
-    ],
-)
-def test_language_is_that_of_the_words_and_not_of_links(text, language):
-    found, score = detect_language(text)
-    assert found == language
-    assert 0.5 < score <= 1.0
 
 
 # ---- the whole filter ----
@@ -237,54 +182,6 @@ def test_cluster_joins_a_chain_of_similar_documents():
     assert similar_pairs([texts[0], texts[-1]], 0.0)[0][2] < CLUSTER_JACCARD
     kept, _ = clean(*texts, min_relevance=0.0)
     assert kept.height == 4 and kept["cluster_id"].n_unique() == 1
-
-
-def brute_force(texts, threshold):
-    def shingles(text):
-        words = text.lower().split()
-        return {tuple(words[i : i + 5]) for i in range(max(1, len(words) - 4))}
-
-    sets = [shingles(text) for text in texts]
-    found = []
-    for a in range(len(sets)):
-        for b in range(a + 1, len(sets)):
-            jaccard = len(sets[a] & sets[b]) / len(sets[a] | sets[b])
-            if jaccard >= threshold:
-                found.append((a, b, pytest.approx(jaccard)))
-    return found
-
-
-@pytest.mark.parametrize("threshold", [0.5, 0.8])
-def test_similar_pairs_are_those_that_comparing_everything_finds(threshold):
-    rng = random.Random(3)
-    texts = []
-    for _ in range(12):
-        base = " ".join(rng.choice("abcdefghijklmnopqrstuvwxyz") + str(rng.randrange(40)) for _ in range(120))
-        texts += [base, *(reworded(base, n, seed=n) for n in (1, 2, 4, 7, 11))]
-    expected = brute_force(texts, threshold)
-    found = similar_pairs(texts, threshold)
-    assert len(expected) > 15
-    # LSH may miss a pair next to the threshold, and never invents one.
-    assert all(pair in expected for pair in found)
-    assert len(found) >= 0.98 * len(expected)
-    assert found == sorted(found) == similar_pairs(texts, threshold)
-
-
-def test_similar_pairs_of_texts_shorter_than_a_shingle_are_found():
-    assert similar_pairs(["two words", "two words", "other words"], 0.8) == [(0, 1, 1.0)]
-
-
-# ---- relevance ----
-
-
-def test_relevance_is_that_of_the_whole_text_and_not_of_its_best_window():
-    long_garden = " ".join(f"{GARDEN} Bed {n}." for n in range(12))
-    charging, garden, mixed = relevances([CHARGING, long_garden, f"{long_garden} {CHARGING}"], ABOUT)
-    assert charging > 0.4 > 0.16 > mixed > garden
-
-
-def test_relevance_of_no_text_is_no_figure():
-    assert relevances([], ABOUT) == []
 
 
 def test_example_drops_what_its_authors_planted_and_nothing_else(example_documents, example_clean):
