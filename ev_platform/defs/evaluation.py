@@ -29,6 +29,7 @@ def predictions(
     store: StoreResource,
     benchmark: Table,
     chunks: Table,
+    chunk_vectors: Table,
     base_serving_model: Table,
     serving_model: Table,
 ) -> Iterator[dg.Output[Record]]:
@@ -41,6 +42,7 @@ def predictions(
         inputs={
             "benchmark": benchmark,
             "chunks": chunks,
+            "chunk_vectors": chunk_vectors,
             "base_serving_model": base_serving_model,
             "serving_model": serving_model,
         },
@@ -62,6 +64,7 @@ def predictions(
                 get_task_type(task.config.type),
                 task.description,
                 task.config,
+                chunk_vectors.frame,
             )
         },
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +10,7 @@ import dagster as dg
 import polars as pl
 
 from ev_platform.defs.resources import StoreResource, Table
+from ev_platform.pages import markdown_image
 from ev_platform.records import schema_of
 from ev_platform.settings import get_settings
 from ev_platform.storage import Frames, Record
@@ -165,6 +164,4 @@ def loss_plot(log: pl.DataFrame) -> str:
     axes.set(xlabel="step", ylabel="loss per answer token")
     axes.grid(alpha=0.3)
     axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return f"![loss](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"
+    return markdown_image(figure, "loss")

@@ -29,6 +29,7 @@ def predict(
     task_type: TaskType,
     description: str,
     config: TaskConfig,
+    vectors: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """Let every system answer every benchmark row.
 
@@ -39,6 +40,7 @@ def predict(
         task_type: Names the systems and makes the prompts.
         description: The task in words.
         config: Retrieval depth, answer length, number of rows.
+        vectors: The `chunk_vectors` table.
 
     Returns:
         The `predictions` table: rows of the benchmark in order, systems in the task type's order.
@@ -46,7 +48,7 @@ def predict(
     rows = list(benchmark.head(config.evaluation.max_rows).iter_rows(named=True))
     questions = [row["question"] for row in rows]
     passages = {c["chunk_id"]: passage_text(c["heading_path"], c["text"]) for c in chunks.iter_rows(named=True)}
-    retriever = Retriever.build(chunks, config.retrieval.candidates)
+    retriever = Retriever.build(chunks, config.retrieval.candidates, vectors)
     found = [[hit.chunk_id for hit in hits] for hits in retriever.search(questions, config.retrieval.top_k)]
     answers: list[dict[str, Any]] = []
     for row, ids in tqdm(zip(rows, found, strict=True), total=len(rows), desc="evaluate", unit="row", disable=None):

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ev_platform.evaluation.plots import plot_differences, plot_scores
 from ev_platform.evaluation.statistics import SYSTEMS
 from ev_platform.evaluation.summary import order_systems
+from ev_platform.pages import render
 from ev_platform.storage import frame_fingerprint
 
 # Metric, name for people, format of its figures.
@@ -86,14 +86,9 @@ def render_report(metrics: pl.DataFrame, predictions: pl.DataFrame, *, context: 
     # A further system, such as a teacher, is a yardstick: the answers shown are ranked by a system that may ship.
     favourite = [name for name in systems if name in SYSTEMS or name == systems[0]][-1]
     best, worst = _pick(predictions, systems, favourite, context.sources)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return render(
+        Path(__file__).parent,
+        "report.html.j2",
         context=context,
         run=frame_fingerprint("predictions", predictions)[:12],
         n_rows=predictions["example_id"].n_unique(),
