@@ -8,6 +8,7 @@ from ev_platform.defs import collect, corpus, dataset, evaluation, lineage, regi
 from ev_platform.defs.console import step_lines
 from ev_platform.defs.jobs import jobs
 from ev_platform.defs.resources import ParquetIOManager, StoreResource, WandbResource
+from ev_platform.defs.sensors import sensors
 from ev_platform.settings import get_settings
 
 _settings = get_settings()
@@ -25,6 +26,7 @@ defs = dg.Definitions(
     ],
     asset_checks=[*corpus.checks, *dataset.checks, *training.checks, *evaluation.checks],
     jobs=jobs,
+    sensors=sensors,
     resources={
         "store": _store,
         "io_manager": ParquetIOManager(store=_store),

@@ -79,7 +79,7 @@ class Document:
     licence: str
     language_declared: str | None  # ISO 639-1
     language: str | None  # ISO 639-1, detected; None without text
-    language_score: float | None  # 0 to 1
+    language_score: float | None  # share of the text that is in it, 0 to 1
     robots: str  # as in `raw_pages`
     content_sha256: str | None
     fetched_at: datetime
@@ -107,7 +107,7 @@ class CleanDocument:
     licence: str
     language_declared: str | None  # ISO 639-1
     language: str  # ISO 639-1, detected
-    language_score: float  # 0 to 1
+    language_score: float  # share of the text that is in it, 0 to 1
     robots: str  # as in `raw_pages`
     content_sha256: str | None
     fetched_at: datetime
@@ -116,7 +116,7 @@ class CleanDocument:
     n_chars: int
     n_masked: int  # personal data replaced by a mark
     n_boilerplate_lines: int  # removed, because the site repeats them
-    relevance: float  # cosine of document and task description
+    relevance: float  # 0 to 1; 0.5 is even evidence
     cluster_id: str  # documents about the same text share it (near-duplicates)
 
 
@@ -167,13 +167,13 @@ class ChunkVector:
 
 @dataclass(frozen=True, slots=True)
 class CorpusFigure:
-    """One figure of the corpus (`corpus_report`): documents or chunks, counted by one of their properties."""
+    """One bar of the corpus report (`corpus_report`): documents, or chunks, counted by one of their properties."""
 
-    section: str  # what is counted by: "outcome", "language", "source", "licence", "length", ...
+    section: str  # "outcome", "language", "source", "publisher", "licence", "kind", "n_chars", "chunk_n_tokens"
     name: str
-    n_documents: int
+    n: int  # documents that came in; chunks in the sections whose name begins with "chunk_"
     n_kept: int
-    n_chars: int  # of the kept documents' text
+    n_chars: int  # of what is kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ class Settings(BaseSettings):
         wandb_api_key: Weights & Biases key; without one, runs are tracked offline below `data_dir`.
         host: Address that the HTTP endpoint listens on.
         port: Port of the HTTP endpoint.
+        browser_path: Chromium or Chrome for sources with `fetcher: browser`; by default playwright's own, else the
+            system's.
     """
 
     model_config = SettingsConfigDict(env_prefix="EV_", env_file=".env", extra="ignore")
@@ -35,6 +37,7 @@ class Settings(BaseSettings):
     wandb_api_key: SecretStr | None = Field(default=None, validation_alias="WANDB_API_KEY")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    browser_path: Path | None = None
 
     @property
     def data_root(self) -> Path:

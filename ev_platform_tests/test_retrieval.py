@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from ev_platform.errors import UserError
-from ev_platform.retrieval import Retriever, embed
+from ev_platform.retrieval import Retriever, embed, embed_chunks
 
 PASSAGES = {
     "chk_code": ("Cables", "Part number XQ-7731 is the spare sheath."),
@@ -75,3 +75,26 @@ def test_embed_returns_unit_vectors():
 def test_build_from_no_chunks_is_told(chunks):
     with pytest.raises(UserError, match="the table chunks is empty; look at dropped_documents"):
         Retriever.build(chunks.head(0))
+
+
+def test_embed_chunks_keeps_what_it_knows_and_embeds_the_rest(chunks, monkeypatch):
+    asked = []
+    monkeypatch.setattr("ev_platform.retrieval.embed", lambda texts: asked.extend(texts) or embed(texts))
+    first = embed_chunks(chunks.head(3))
+    assert len(asked) == 3
+    both = embed_chunks(chunks, first)
+    assert asked[3:] == ["\n".join(PASSAGES["chk_money"])]
+    assert both.height == 4 and both["vector"].to_list()[:3] == first["vector"].to_list()
+
+
+def test_embed_chunks_of_another_embedder_are_embedded_anew(chunks):
+    foreign = embed_chunks(chunks).with_columns(embedder=pl.lit("other 1.0"), vector=pl.lit([0.0] * 384))
+    assert np.linalg.norm(embed_chunks(chunks, foreign)["vector"].to_list()[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_retriever_searches_the_vectors_it_is_given(chunks):
+    vectors = embed_chunks(chunks)
+    question = "energy for electric cars"
+    turned = vectors.with_columns(vector=-pl.Series(vectors["vector"].list.to_array(384)).to_numpy())
+    (plain,), (other,) = (Retriever.build(chunks, 20, v).search([question], 4) for v in (vectors, turned))
+    assert {hit.chunk_id: round(-hit.score, 4) for hit in other} == {hit.chunk_id: round(hit.score, 4) for hit in plain}

@@ -3,7 +3,7 @@
 Two functions make the stage's two tables, one row an address, good or bad:
 
 - `collect_pages` (`raw_pages`) crawls from the seeds over HTTP and holds everything it met, HTML and linked PDFs.
-- `collect_pdfs` (`raw_pdfs`) reads the PDF files that the globs match.
+- `collect_pdfs` (`raw_pdfs`) reads the PDF files that the globs match and those in the task's drop folder.
 
 Bodies lie as blobs in the store. Both functions take the previous table, so that what did not change is not
 transferred again and keeps the hour it came from.
@@ -12,6 +12,6 @@ What does not belong here: what the bytes say (`corpus`), which includes licence
 """
 
 from ev_platform.collect.crawl import collect_pages
-from ev_platform.collect.files import collect_pdfs
+from ev_platform.collect.files import collect_pdfs, inbox_state
 
-__all__ = ["collect_pages", "collect_pdfs"]
+__all__ = ["collect_pages", "collect_pdfs", "inbox_state"]

@@ -90,14 +90,27 @@ def rows_by_url(frame: pl.DataFrame) -> dict[str, RawBody]:
 
 
 def keep_first_seen(row: RawBody, known: RawBody | None) -> RawBody:
-    """Return the row with the hour at which this very outcome was first met, where it was met before.
+    """Return the row with the hour at which these bytes, or this very failure, were first met, where that was before.
 
-    Failures count as outcomes too, so that a page that stays missing leaves the table's fingerprint as it was.
+    Failures count too, so that a page that stays missing leaves the table's fingerprint as it was.
     """
 
     def outcome(body: RawBody) -> tuple[object, ...]:
         return body.final_url, body.status, body.content_sha256, body.n_bytes, body.drop_reason, body.drop_detail
 
-    if known is not None and outcome(known) == outcome(row):
-        return replace(row, fetched_at=known.fetched_at)
-    return row
+    if known is None:
+        return row
+    has_same_bytes = row.content_sha256 is not None and known.content_sha256 == row.content_sha256
+    return replace(row, fetched_at=known.fetched_at) if has_same_bytes or outcome(known) == outcome(row) else row
+
+
+def as_gone(known: RawBody, status: int | None) -> RawBody:
+    """Return the row of a body that was there and is there no longer; it goes on naming the last bytes.
+
+    Args:
+        known: The row of when it was last had, or of when it was found gone before.
+        status: HTTP status of the answer; None for a file.
+    """
+    what = "the file does not exist" if status is None else f"HTTP status {status}"
+    last = f"last fetched {known.fetched_at:%Y-%m-%dT%H:%MZ}"
+    return replace(known, status=status, drop_reason="gone", drop_detail=f"{what}; {last}")

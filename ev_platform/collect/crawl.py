@@ -1,98 +1,167 @@
-"""`raw_pages`: a breadth-first crawl from the seeds, one level of links after the other.
+"""`raw_pages`: a breadth-first crawl from the seeds.
 
-Every page of a level is fetched at the same time, but the next level is put together in the order of the links, so
-that the same sites give the same rows whatever came back first. What does not belong here: how one address is fetched
-(`fetch`), and links themselves (`urls`).
+Pages are fetched many at a time, but what they link to is taken in the order in which the pages were asked for, so that
+the same sites give the same rows whatever came back first, and a crawl that was cut off walks the same way again. What
+does not belong here: how one address is fetched (`fetch`) and judged (`visit`), and which comes first (`frontier`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import AsyncExitStack
-from dataclasses import replace
-from pathlib import Path
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing
+from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
 import polars as pl
 from tqdm import tqdm
-from w3lib.url import canonicalize_url
 
-from ev_platform.collect.bodies import HTML, PDF, blank_row, keep_first_seen, rows_by_url, sniff
+from ev_platform.collect.bodies import rows_by_url
 from ev_platform.collect.fetch import Fetcher
+from ev_platform.collect.frontier import Address, Frontier
+from ev_platform.collect.journal import Journal
 from ev_platform.collect.site import Mirrors, serve_mirrors
-from ev_platform.collect.urls import extension, extract_links, normalise
+from ev_platform.collect.sitemap import read_sitemaps
+from ev_platform.collect.urls import address_key, normalise
+from ev_platform.collect.visit import Visitor
 from ev_platform.errors import UserError
 from ev_platform.records import RawBody, to_frame
-from ev_platform.storage import Store, now
+from ev_platform.storage import Store, code_version, fingerprint, frame_fingerprint
 from ev_platform.tasks import Task
 
 _log = logging.getLogger(__name__)
-_CLIENTS_PER_SESSION = 10  # curl_cffi's default for a session, which scrapling leaves as it is
-_SEED_MUST_ANSWER = ("unreachable", "timeout", "private_address", "redirect_off_site")
+_THREADS = 2  # for large bodies
+_WINDOW = 256  # pages that may be ahead of the slowest; the links of each are held until its turn comes
+_SEED_MUST_ANSWER = (
+    "unreachable",
+    "timeout",
+    "private_address",
+    "redirect_off_site",
+    "broken_answer",
+    "crawl_delay_too_long",
+)
 
 
 def collect_pages(task: Task, store: Store, *, previous: pl.DataFrame, user_agent: str) -> pl.DataFrame:
     """Crawl the task's seeds over HTTP and store what comes back.
 
+    Links are followed breadth first, sitemaps come after the seeds' links, and pages of the last time that nothing
+    leads to any longer come after all others. A crawl that was killed goes on where it was if it is called again with
+    the same arguments within 24 hours.
+
     Args:
         task: Its sources say where to start and what bounds to keep.
-        store: Takes the bodies.
+        store: Takes the bodies, and the journal of a crawl under way.
         previous: The last `raw_pages`. Its pages are asked for conditionally (RFC 9110, section 13); what did not
             change is not transferred and keeps its `fetched_at`. A page that cannot be had for now (no answer in
             time, no connection, HTTP status 429 or 5xx) stays as it was last fetched, with a warning.
-        user_agent: Names the crawler to the servers; robots.txt is read for it.
+        user_agent: Names the crawler to the servers; robots.txt, and robots rules in pages, are read for it.
 
     Returns:
         `raw_pages`, one row an address, sorted by url, HTML pages (`web`) and linked PDFs (`pdf`). A page that could
-        not be had is a row with its `drop_reason`. Links that leave the allowed hosts are not followed or recorded.
+        not be had is a row with its `drop_reason`; one that was there the last time and now answers 404 or 410 is
+        `gone` and names its last bytes; one that asks not to be indexed is `noindex`. Links that leave the allowed
+        hosts are not followed or recorded.
 
     Raises:
         UserError: If a seed cannot be reached or answers with an error, or the sources contradict themselves.
     """
     if not task.sources.seeds:
         return to_frame("raw_pages", [])
-    with serve_mirrors(task) as mirrors:
-        rows = asyncio.run(_crawl(task, store, rows_by_url(previous), user_agent, mirrors))
+    agent_and_rows = [user_agent, frame_fingerprint("raw_pages", previous)]
+    key = fingerprint([task.sources.model_dump(mode="json"), *agent_and_rows, code_version(*_code())])
+    journal = Journal(store.root / "journal" / f"{task.name}.jsonl", key)
+    with serve_mirrors(task) as mirrors, journal:
+        rows = asyncio.run(_crawl(task, store, list(rows_by_url(previous).values()), user_agent, mirrors, journal))
+        store.sync_blobs()
     return to_frame("raw_pages", sorted(rows, key=lambda row: row.url))
 
 
-async def _crawl(
-    task: Task, store: Store, known: dict[str, RawBody], user_agent: str, mirrors: Mirrors
-) -> list[RawBody]:
-    from scrapling.fetchers import FetcherSession
+def _code() -> list[ModuleType]:
+    from ev_platform import collect, records
 
-    logging.getLogger("scrapling").setLevel(logging.CRITICAL)  # it prints a line a request; our rows say the same
+    return [collect, records]
+
+
+async def _crawl(
+    task: Task, store: Store, previous: list[RawBody], user_agent: str, mirrors: Mirrors, journal: Journal
+) -> list[RawBody]:
     sources = task.sources
     seeds, allowed = _seeds_and_hosts(task)
     async with AsyncExitStack() as stack:
-        sessions = [
-            await stack.enter_async_context(FetcherSession(impersonate=None, stealthy_headers=False))
-            for _ in range(-(-sources.concurrency // _CLIENTS_PER_SESSION))
-        ]
-        fetcher = Fetcher(sources, allowed, sessions, mirrors, user_agent)
+        fetcher = Fetcher(sources, allowed, mirrors, user_agent)
+        stack.push_async_callback(fetcher.close)
+        pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
         bar = stack.enter_context(tqdm(desc=f"collect {task.name}", unit=" pages", disable=None))
-        visit = _visitor(task, store, known, fetcher, bar)
+        known = {address_key(row.url): row for row in previous}
+        visitor = Visitor(sources, store, known, fetcher, journal, pool, user_agent)
+        gates: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(2 * sources.per_host_concurrency))
+        # As many again as are fetched may be waiting for the disk: this bounds the bodies that are held in memory.
+        all_gates = asyncio.Semaphore(2 * sources.concurrency)
+
+        async def visit(address: Address) -> tuple[RawBody, list[str]]:
+            async with gates[urlsplit(address.url).netloc], all_gates:
+                row, links = await visitor.visit(address)
+            bar.update()
+            return row, links
+
+        frontier = Frontier(sources.max_pages, fetcher.is_allowed)
+        for url in seeds:
+            frontier.add(Address(url, 0, is_seed=True))
+        n_seeds = min(len(seeds), sources.max_pages)
         rows: list[RawBody] = []
-        level: list[tuple[str, str | None]] = [(url, None) for url in seeds]
-        seen = {canonicalize_url(url) for url in seeds}
-        for depth in range(sources.max_depth + 1):
-            room = sources.max_pages - len(rows)
-            if len(level) > room:
-                left_out = len(level) - room
-                _log.warning("%s: max_pages is %d; %d more are left out", task.name, sources.max_pages, left_out)
-            visits = await asyncio.gather(*(visit(url, depth, referrer) for url, referrer in level[:room]))
-            if depth == 0:
-                _check_seeds([row for row, _ in visits])
-            rows += [row for row, _ in visits]
-            level = []
-            for row, links in visits:
-                for link in links:
-                    if fetcher.is_allowed(link) and (key := canonicalize_url(link)) not in seen:
-                        seen.add(key)
-                        level.append((link, row.url))
-    return rows
+        async with aclosing(_in_order(frontier.next, visit, sources.max_pages)) as visits:
+            async for row, links in visits:
+                rows.append(row)
+                if len(rows) <= n_seeds:
+                    _check_seed(row)
+                if row.depth == sources.max_depth:
+                    continue
+                frontier.add_links(links, row.depth + 1, row.url)
+                if len(rows) == n_seeds and sources.sitemaps:
+                    for link, sitemap in await read_sitemaps(fetcher, seeds, sources.max_pages):
+                        frontier.add(Address(link, 1, sitemap))
+        frontier.log_summary(task.name)
+        asked = {address_key(row.url) for row in rows}
+        unlinked = [row for row in previous if row.path and address_key(row.url) not in asked]
+        unlinked = [row for row in unlinked if fetcher.is_allowed(row.url) and row.depth <= sources.max_depth]
+        carried = [row for row in unlinked if row.drop_reason == "gone"]
+        waiting = deque(Address(row.url, row.depth, row.referrer) for row in unlinked if row.drop_reason != "gone")
+        next_unlinked = lambda *, is_idle: waiting.popleft() if waiting else None  # noqa: E731
+        async with aclosing(_in_order(next_unlinked, visit, sources.max_pages - len(rows))) as visits:
+            rows += [row async for row, _ in visits]
+    return rows + carried
+
+
+async def _in_order(
+    next_address: Callable[..., Address | None],
+    visit: Callable[[Address], Coroutine[Any, Any, tuple[RawBody, list[str]]]],
+    max_visits: int,
+) -> AsyncGenerator[tuple[RawBody, list[str]]]:
+    """Yield what came of each address, in the order in which `next_address` gave them, many being under way."""
+    running: deque[asyncio.Task[tuple[RawBody, list[str]]]] = deque()
+    n_visits = 0
+    try:
+        while True:
+            while n_visits < max_visits and len(running) < _WINDOW:
+                address = next_address(is_idle=not running)
+                if address is None:
+                    break
+                running.append(asyncio.create_task(visit(address)))
+                n_visits += 1
+            if not running:
+                return
+            result = await running[0]
+            running.popleft()
+            yield result
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def _seeds_and_hosts(task: Task) -> tuple[list[str], frozenset[str]]:
@@ -105,92 +174,16 @@ def _seeds_and_hosts(task: Task) -> tuple[list[str], frozenset[str]]:
                 f"{task.folder / 'sources.yaml'}: the seed {url} is not on an allowed host: add {parts.netloc} to "
                 f"allowed_hosts."
             )
-    return list(dict.fromkeys(seeds)), frozenset(hosts)
+    return list({address_key(url): url for url in reversed(seeds)}.values())[::-1], frozenset(hosts)
 
 
-def _check_seeds(rows: list[RawBody]) -> None:
-    for row in rows:
-        reason = row.drop_reason or ""
-        if reason.startswith("http_"):
-            where = f" ({row.drop_detail})" if row.drop_detail else ""
-            raise UserError(f"The seed {row.url} answers HTTP status {row.status}{where}: correct it in sources.yaml.")
-        if reason in _SEED_MUST_ANSWER:
-            raise UserError(
-                f"The seed {row.url} cannot be fetched ({reason}: {row.drop_detail}): check the address in "
-                f"sources.yaml, the network and allowed_hosts."
-            )
-
-
-def _visitor(task: Task, store: Store, known: dict[str, RawBody], fetcher: Fetcher, bar: tqdm) -> Callable:
-    async def visit(url: str, depth: int, referrer: str | None) -> tuple[RawBody, list[str]]:
-        kind = "pdf" if extension(url) == ".pdf" else "web"
-        row = blank_row(url, kind, task.sources, depth=depth, referrer=referrer)
-        before = known.get(url)
-        conditions = _conditions(before, store)
-        answer = await fetcher.fetch(url, conditions)
-        bar.update()
-        etag, last_modified = answer.headers.get("etag"), answer.headers.get("last-modified")
-        if before is not None and (stored := _stored_body(before, store)) is not None:
-            if answer.status == 304 and not answer.drop_reason:
-                before = replace(before, etag=etag or before.etag, last_modified=last_modified or before.last_modified)
-                return _kept(before, row, stored)
-            if depth > 0 and _is_passing(answer.drop_reason):  # a seed must answer
-                detail = f" ({answer.drop_detail})" if answer.drop_detail else ""
-                _log.warning("%s: %s%s; the page fetched before is kept", url, answer.drop_reason, detail)
-                return _kept(before, row, stored)
-        row = replace(
-            row,
-            final_url=answer.url,
-            status=answer.status,
-            n_bytes=0 if answer.drop_reason else len(answer.body),
-            etag=etag,
-            last_modified=last_modified,
-            drop_reason=answer.drop_reason,
-            drop_detail=answer.drop_detail,
+def _check_seed(row: RawBody) -> None:
+    reason = row.drop_reason or ""
+    if reason.startswith("http_"):
+        where = f" ({row.drop_detail})" if row.drop_detail else ""
+        raise UserError(f"The seed {row.url} answers HTTP status {row.status}{where}: correct it in sources.yaml.")
+    if reason in _SEED_MUST_ANSWER:
+        raise UserError(
+            f"The seed {row.url} cannot be fetched ({reason}: {row.drop_detail}): check the address in "
+            f"sources.yaml, the network and allowed_hosts."
         )
-        links = []
-        if not row.drop_reason:
-            media_type = sniff(answer.body)
-            row = replace(row, content_type=media_type)
-            if media_type in (HTML, PDF):
-                sha, path = store.put_blob(answer.body)
-                row = replace(row, kind="pdf" if media_type == PDF else "web", content_sha256=sha, path=path)
-                links = extract_links(answer.body, answer.url) if media_type == HTML else []
-            else:
-                row = replace(row, drop_reason="unsupported_type", drop_detail=media_type)
-        return keep_first_seen(row, before), links
-
-    return visit
-
-
-def _is_passing(drop_reason: str | None) -> bool:
-    """Whether a failure says something of this hour and not of the page (RFC 9110, section 15.6; RFC 6585: 429)."""
-    reason = drop_reason or ""
-    return reason in ("timeout", "unreachable", "http_429") or reason.startswith("http_5")
-
-
-def _stored_body(before: RawBody, store: Store) -> Path | None:
-    path = store.root / before.path if before.path else None
-    return path if path is not None and path.exists() else None
-
-
-def _kept(before: RawBody, asked: RawBody, stored: Path) -> tuple[RawBody, list[str]]:
-    """Return the row of the last time as seen from this crawl, and the links of its stored body."""
-    row = replace(
-        before,
-        checked_at=now(),
-        licence=asked.licence,
-        publisher=asked.publisher,
-        depth=asked.depth,
-        referrer=asked.referrer,
-    )
-    return row, extract_links(stored.read_bytes(), row.final_url) if row.kind == "web" else []
-
-
-def _conditions(before: RawBody | None, store: Store) -> dict[str, dict[str, str]]:
-    """Return the headers that ask for a page only if it changed, for the address that its bytes came from."""
-    if before is None or _stored_body(before, store) is None:
-        return {}
-    headers = {"If-None-Match": before.etag, "If-Modified-Since": before.last_modified}
-    present = {name: value for name, value in headers.items() if value}
-    return {before.final_url: present} if present else {}

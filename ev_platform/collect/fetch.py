@@ -1,65 +1,43 @@
 """Fetching one address politely: robots.txt, pauses, retries, redirects by hand, and the hosts that are out of bounds.
 
 A failure is an answer with a `drop_reason`, never an exception. What does not belong here: which addresses to fetch
-and what becomes of the answers (`crawl`).
+and what becomes of the answers (`crawl`), which network addresses are private (`addresses`), what robots.txt says
+(`robots`), and how fast a host is asked (`pace`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import socket
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from protego import Protego
-
+from ev_platform.collect.addresses import Addresses
+from ev_platform.collect.browser import Renderer
+from ev_platform.collect.pace import Host
+from ev_platform.collect.robots import MAX_ROBOTS_BYTES, Robots
 from ev_platform.collect.site import Mirrors
+from ev_platform.collect.transfer import Answer, Client
 from ev_platform.collect.urls import normalise
 from ev_platform.tasks import Sources
 
 MAX_REDIRECTS = 10
 ATTEMPTS = 3
-BACKOFF_S = 0.25  # before the second attempt; doubles
-MAX_RETRY_AFTER_S = 30.0
-MAX_ROBOTS_BYTES = 512_000  # RFC 9309, section 2.5: at least 500 KiB must be read
+MAX_CRAWL_DELAY_S = 60.0
+_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
-_RETRIED = (429, 503)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of one request.
-
-    Attributes:
-        url: The last address asked, in the site's own form.
-        status: HTTP status, or None if no complete answer came.
-        headers: By lower-case name.
-        body: As far as it was read.
-        drop_reason: Why the body is not usable, else None.
-        drop_detail: The same words every time, so that a lasting failure is the same row every time.
-    """
-
-    url: str
-    status: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    drop_reason: str | None = None
-    drop_detail: str | None = None
+_RETRIED = (429, 500, 502, 503, 504)
+_MAX_DETAIL_CHARS = 500
+_ACCEPT = "text/html, application/pdf, */*;q=0.1"
 
 
 class Fetcher:
-    """Fetches addresses of the allowed hosts.
+    """Fetches addresses of the allowed hosts; made and closed within one event loop.
 
     Args:
         sources: Limits and manners.
         allowed_hosts: `host` (any port) or `host:port`.
-        sessions: Open scrapling sessions; requests are dealt out to them in turn.
         mirrors: Sites that are served from folders.
         user_agent: Sent with every request; robots.txt is read for it.
     """
@@ -68,54 +46,87 @@ class Fetcher:
         self,
         sources: Sources,
         allowed_hosts: frozenset[str],
-        sessions: Sequence[Any],
         mirrors: Mirrors,
         user_agent: str,
     ):
         self._sources = sources
         self._allowed = allowed_hosts
-        self._sessions = sessions
         self._mirrors = mirrors
         self._user_agent = user_agent
-        self._n_requests = 0
+        self._proxies = getproxies()
         self._slots = asyncio.Semaphore(sources.concurrency)
-        self._robots: dict[str, asyncio.Task[Protego | Answer]] = {}
-        self._addresses: dict[str, asyncio.Task[list[str]]] = {}
-        self._delay_s: dict[str, float] = defaultdict(lambda: sources.delay_s)
-        self._next_at: dict[str, float] = defaultdict(float)
+        self._hosts: dict[str, Host] = {}
+        self._robots: dict[str, asyncio.Task[Robots | Answer]] = {}
+        self._addresses = Addresses(allowed_hosts)
+        self._renderer = Renderer(
+            self.fetch, max_bytes=sources.max_bytes, timeout_s=sources.timeout_s, user_agent=user_agent
+        )
+        self._client = Client(
+            {"User-Agent": user_agent, "Accept": _ACCEPT}, timeout_s=sources.timeout_s, pins=self._addresses.pins
+        )
 
     def is_allowed(self, url: str) -> bool:
-        """Whether the address's host may be fetched from."""
+        """Whether the address is one of http or https on a host that may be fetched from."""
         parts = urlsplit(url)
-        return parts.hostname in self._allowed or parts.netloc in self._allowed
+        return parts.scheme in _PORTS and (parts.netloc in self._allowed or parts.hostname in self._allowed)
 
-    async def fetch(self, url: str, conditions: Mapping[str, Mapping[str, str]] | None = None) -> Answer:
+    async def fetch(
+        self,
+        url: str,
+        conditions: Mapping[str, Mapping[str, str]] | None = None,
+        *,
+        max_bytes: int | None = None,
+    ) -> Answer:
         """Fetch an address, following redirects within the allowed hosts.
 
         Args:
             url: In normal form.
             conditions: Headers for a conditional request, by the address (of the redirects' chain) that they are for.
+            max_bytes: Upper bound of the body, unpacked; by default that of the sources.
 
         Returns:
-            The answer; a status of 304 without a `drop_reason` says that the conditions' page has not changed.
+            The answer; a status of 304 without a `drop_reason` says that the conditions' page has not changed. Reasons
+            are those of `Client.request` and `host_not_allowed`, `private_address`, `robots_disallowed`,
+            `crawl_delay_too_long`, `redirect_off_site`, `too_many_redirects`, `empty_body` and `http_<status>`; where
+            robots.txt could not be had, its own reason.
         """
         for _ in range(MAX_REDIRECTS + 1):
-            refusal = await self._refusal(url)
-            if refusal is not None:
-                return refusal
+            admitted = await self._admit(url)
+            if admitted.drop_reason:
+                return admitted
             headers = (conditions or {}).get(url, {})
-            answer = await self._get(url, headers, self._sources.max_bytes)
+            answer = await self._get(url, headers, max_bytes or self._sources.max_bytes, admitted.robots)
             if answer.status == 304 and headers:
                 return answer
-            if answer.status not in _REDIRECTS or "location" not in answer.headers:
+            if answer.status not in _REDIRECTS or not answer.headers.get("location"):
                 return _judge(answer)
             target = self._redirect_target(answer)
             if target is None:
-                return replace(
-                    answer, body=b"", drop_reason="redirect_off_site", drop_detail=answer.headers["location"]
-                )
+                detail = answer.headers["location"][:_MAX_DETAIL_CHARS]
+                return replace(answer, body=b"", drop_reason="redirect_off_site", drop_detail=detail)
             url = target
-        return Answer(url, drop_reason="too_many_redirects", drop_detail=f"more than {MAX_REDIRECTS}")
+        return replace(admitted, url=url, drop_reason="too_many_redirects", drop_detail=f"more than {MAX_REDIRECTS}")
+
+    async def sitemaps(self, origin: str) -> list[str]:
+        """Return the sitemaps that the robots.txt of an origin names, those on allowed hosts, in its order."""
+        robots = await self._robots_of(origin)
+        return [] if isinstance(robots, Answer) else [url for url in robots.sitemaps if self.is_allowed(url)]
+
+    async def render(self, answer: Answer) -> bytes:
+        """Return a page's HTML as its scripts leave it; for sources with `fetcher: browser`.
+
+        Args:
+            answer: A whole HTML page.
+
+        Raises:
+            UserError: If there is no Chromium.
+        """
+        return await self._renderer.render(answer)
+
+    async def close(self) -> None:
+        """Close all connections, and end the browser if one was started."""
+        await self._client.close()
+        await self._renderer.close()
 
     def _redirect_target(self, answer: Answer) -> str | None:
         # A mirror's server knows nothing of the address it stands for, so its Location counts from its own.
@@ -124,152 +135,111 @@ class Fetcher:
         target = target and self._mirrors.own_url(target)
         return target if target and self.is_allowed(target) else None
 
-    async def _refusal(self, url: str) -> Answer | None:
-        detail = None if self._mirrors.served_url(url) else await self._private_address(url)
-        if detail is not None:
-            return Answer(url, drop_reason="private_address", drop_detail=detail)
+    async def _admit(self, url: str) -> Answer:
+        """Return an answer that carries the robots decision and, where the address may not be asked, the reason."""
+        if not self.is_allowed(url):
+            return Answer(url, drop_reason="host_not_allowed")
+        refusal = await self._out_of_bounds(url)
+        if refusal is not None:
+            return refusal
         if not self._sources.obey_robots:
-            return None
+            return Answer(url, robots="ignored")
         parts = urlsplit(url)
-        origin = f"{parts.scheme}://{parts.netloc}"
-        if origin not in self._robots:
-            self._robots[origin] = asyncio.create_task(self._read_robots(origin))
-        robots = await self._robots[origin]
+        robots = await self._robots_of(f"{parts.scheme}://{parts.netloc}")
         if isinstance(robots, Answer):
             return replace(robots, url=url)
-        if not robots.can_fetch(url, self._user_agent):
-            return Answer(url, drop_reason="robots_disallowed")
-        return None
+        decision = robots.decision(url)
+        if decision == "disallowed":
+            return Answer(url, drop_reason="robots_disallowed", robots=decision)
+        if robots.crawl_delay_s > MAX_CRAWL_DELAY_S:
+            detail = f"robots.txt asks for {robots.crawl_delay_s:g} s between requests, more than {MAX_CRAWL_DELAY_S:g}"
+            return Answer(url, drop_reason="crawl_delay_too_long", drop_detail=detail, robots=decision)
+        return Answer(url, robots=decision)
 
-    async def _read_robots(self, origin: str) -> Protego | Answer:
+    async def _robots_of(self, origin: str) -> Robots | Answer:
+        if origin not in self._robots:
+            self._robots[origin] = asyncio.create_task(self._read_robots(origin))
+        return await self._robots[origin]
+
+    async def _read_robots(self, origin: str) -> Robots | Answer:
         """Read a site's robots.txt as RFC 9309, section 2.3.1, says: none allows all, a failing one nothing."""
-        answer = Answer(f"{origin}/robots.txt")
+        url: str | None = f"{origin}/robots.txt"
+        answer = Answer(origin)
         for _ in range(MAX_REDIRECTS + 1):
-            answer = await self._get(answer.url, {}, MAX_ROBOTS_BYTES)
-            if answer.status not in _REDIRECTS or "location" not in answer.headers:
+            answer = await self._get(url, {}, MAX_ROBOTS_BYTES)
+            is_redirect = answer.status in _REDIRECTS and answer.headers.get("location")
+            url = self._redirect_target(answer) if is_redirect else None
+            if url is None:
                 break
-            target = self._redirect_target(answer)
-            if target is None or (not self._mirrors.served_url(target) and await self._private_address(target)):
-                break
-            answer = Answer(target)
-        if answer.drop_reason in ("timeout", "unreachable"):
-            return replace(answer, drop_detail=f"robots.txt: {answer.drop_detail}")
-        if answer.status is not None and (answer.status >= 500 or answer.status == 429):
-            return Answer(answer.url, answer.status, drop_reason=f"http_{answer.status}", drop_detail="robots.txt")
-        robots = Protego.parse(answer.body.decode("utf-8-sig", "replace") if answer.status == 200 else "")
-        host = urlsplit(origin).netloc
-        self._delay_s[host] = max(self._sources.delay_s, robots.crawl_delay(self._user_agent) or 0.0)
+        if answer.status is None or (answer.drop_reason and not answer.body):
+            return replace(answer, drop_detail=f"robots.txt: {answer.drop_detail}", robots="unreadable")
+        if answer.status >= 500 or answer.status == 429:
+            reason = f"http_{answer.status}"
+            return Answer(answer.url, answer.status, drop_reason=reason, drop_detail="robots.txt", robots="unreadable")
+        robots = Robots(answer.body if answer.status == 200 else None, origin, self._user_agent)
+        if self._sources.obey_robots:
+            host = self._host(origin)
+            host.delay_s = max(host.delay_s, min(robots.crawl_delay_s, MAX_CRAWL_DELAY_S))
         return robots
 
-    async def _private_address(self, url: str) -> str | None:
-        """Return why the host's address is out of bounds, or None where it is not.
+    def _host(self, url: str) -> Host:
+        netloc = urlsplit(url).netloc
+        if netloc not in self._hosts:
+            self._hosts[netloc] = Host(self._sources.per_host_concurrency, self._sources.delay_s)
+        return self._hosts[netloc]
 
-        A name that leads into the private network would let a public site point the crawler at machines behind the
-        firewall; whoever wants those spells them as an address (or localhost), or lists the address as well.
-        """
-        host = urlsplit(url).hostname or ""
-        if host == "localhost" or host.endswith(".localhost") or _as_ip(host) is not None:
+    def _proxy(self, url: str) -> str:
+        # Decided here and not by curl, so that the check of addresses knows who looks the name up.
+        if not self._proxies or self._mirrors.served_url(url) or proxy_bypass(urlsplit(url).netloc):
+            return ""
+        return self._proxies.get(urlsplit(url).scheme) or self._proxies.get("all", "")
+
+    async def _out_of_bounds(self, url: str) -> Answer | None:
+        if self._mirrors.served_url(url):
             return None
-        if host not in self._addresses:
-            self._addresses[host] = asyncio.create_task(_resolve(host))
-        for address in await self._addresses[host]:
-            ip = _as_ip(address)
-            if ip is not None and not ip.is_global and address not in self._allowed:
-                return f"{host} resolves to {address}"
-        return None
+        parts = urlsplit(url)
+        port = parts.port or _PORTS[parts.scheme]
+        refusal = await self._addresses.refusal(parts.hostname or "", port, is_proxied=bool(self._proxy(url)))
+        return Answer(url, drop_reason=refusal[0], drop_detail=refusal[1]) if refusal else None
 
-    async def _get(self, url: str, headers: Mapping[str, str], max_bytes: int) -> Answer:
-        attempt = 0
+    async def _get(
+        self, url: str, headers: Mapping[str, str], max_bytes: int, robots: str = "not_applicable"
+    ) -> Answer:
+        refusal = await self._out_of_bounds(url)
+        if refusal is not None:
+            return refusal
+        host = self._host(url)
+        n_attempts = 0
         while True:
-            await self._wait_for_turn(urlsplit(url).netloc)
-            async with self._slots:
-                answer = await self._request(url, headers, max_bytes)
-            attempt += 1
-            is_passing = answer.status in _RETRIED or answer.drop_reason == "unreachable"
-            if attempt == ATTEMPTS or not is_passing:
+            async with host as closed:
+                if closed is not None:
+                    return Answer(url, drop_reason="unreachable", drop_detail=closed, robots=robots)
+                async with self._slots:
+                    answer = await self._request(url, headers, max_bytes, robots)
+            n_attempts += 1
+            failure = answer.drop_reason if answer.drop_reason in ("unreachable", "timeout") else None
+            if answer.status in _RETRIED:
+                failure = f"http_{answer.status}"
+            # A timeout is not tried again: it has had its time.
+            is_final = failure is None or failure == "timeout" or n_attempts == ATTEMPTS
+            if is_final or not await host.wait_to_retry(n_attempts, answer.headers):
+                host.record(failure)
                 return answer
-            await asyncio.sleep(_retry_after_s(answer.headers.get("retry-after"), BACKOFF_S * 2 ** (attempt - 1)))
 
-    async def _wait_for_turn(self, host: str) -> None:
-        clock = asyncio.get_running_loop().time()
-        start = max(clock, self._next_at[host])
-        self._next_at[host] = start + self._delay_s[host]
-        await asyncio.sleep(start - clock)
-
-    async def _request(self, url: str, headers: Mapping[str, str], max_bytes: int) -> Answer:
-        from curl_cffi.const import CurlECode
-        from curl_cffi.curl import CURL_WRITEFUNC_ERROR, CurlError
-        from curl_cffi.requests.exceptions import Timeout
-
-        served = self._mirrors.served_url(url)
-        body = bytearray()
-
-        def receive(data: bytes) -> int:
-            # Counted after decompression, so that a small body that unpacks to a huge one is stopped as well.
-            body.extend(data)
-            return len(data) if len(body) <= max_bytes else CURL_WRITEFUNC_ERROR
-
-        options: dict[str, Any] = {
-            "headers": {"User-Agent": self._user_agent, "Accept": "text/html, application/pdf, */*;q=0.1", **headers},
-            "follow_redirects": False,
-            "timeout": self._sources.timeout_s,
-            "retries": 1,
-            "content_callback": receive,
-            "discard_cookies": True,
-            # scrapling would parse with the charset that the server names, which may be none that exists.
-            "selector_config": {"encoding": "utf-8"},
-        }
-        if served:
-            options["proxies"] = {"all": ""}  # a proxy of the environment cannot reach our loopback
-        session = self._sessions[self._n_requests % len(self._sessions)]
-        self._n_requests += 1
-        try:
-            response = await session.get(served or url, **options)
-        except CurlError as error:
-            if len(body) > max_bytes:
-                partial = getattr(error, "response", None)
-                detail = f"more than {max_bytes} bytes"
-                return Answer(url, getattr(partial, "status_code", None), {}, bytes(body), "too_large", detail)
-            if isinstance(error, Timeout):
-                detail = f"no complete answer within {self._sources.timeout_s:g} s"
-                return Answer(url, drop_reason="timeout", drop_detail=detail)
-            return Answer(url, drop_reason="unreachable", drop_detail=CurlECode(error.code).name)
-        return Answer(url, response.status, {k.lower(): v for k, v in response.headers.items()}, bytes(body))
+    async def _request(self, url: str, headers: Mapping[str, str], max_bytes: int, robots: str) -> Answer:
+        return await self._client.request(
+            url,
+            sent_to=self._mirrors.served_url(url) or url,
+            headers=headers,
+            proxy=self._proxy(url),
+            max_bytes=max_bytes,
+            robots=robots,
+        )
 
 
 def _judge(answer: Answer) -> Answer:
     if answer.drop_reason:
-        return answer
+        return replace(answer, body=b"")
     if answer.status is None or not 200 <= answer.status < 300:
         return replace(answer, body=b"", drop_reason=f"http_{answer.status}")
     return answer if answer.body else replace(answer, drop_reason="empty_body")
-
-
-def _as_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        ip = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(ip, "ipv4_mapped", None) or ip
-
-
-async def _resolve(host: str) -> list[str]:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return []  # the request itself will tell; behind a proxy, names often resolve only there
-    return sorted({str(entry[4][0]) for entry in found})
-
-
-def _retry_after_s(header: str | None, default_s: float) -> float:
-    """Return the pause that `Retry-After` asks for (seconds or a date, RFC 9110 section 10.2.3), at most 30 s."""
-    if header is None:
-        return default_s
-    try:
-        pause_s = float(header)
-    except ValueError:
-        try:
-            pause_s = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return default_s
-    return min(max(pause_s, 0.0), MAX_RETRY_AFTER_S)

@@ -7,5 +7,6 @@ out plus rows dropped. What does not belong here: fetching (`collect`) and quest
 from ev_platform.corpus.chunk import chunk_documents
 from ev_platform.corpus.clean import clean_documents
 from ev_platform.corpus.extract import extract_documents
+from ev_platform.corpus.report import summarise_corpus, write_corpus_report
 
-__all__ = ["chunk_documents", "clean_documents", "extract_documents"]
+__all__ = ["chunk_documents", "clean_documents", "extract_documents", "summarise_corpus", "write_corpus_report"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import polars as pl
@@ -32,13 +33,12 @@ def clean_documents(documents: pl.DataFrame, description: str, config: CorpusCon
     kept: list[dict[str, Any]] = []
     dropped: list[DroppedDocument] = []
 
+    names = list(DroppedDocument.__dataclass_fields__)
+
     def drop(row: dict[str, Any], reason: str, detail: str | None, duplicate_of: str | None = None) -> None:
-        names = [name for name in DroppedDocument.__dataclass_fields__ if name in row and not name.startswith("drop_")]
-        dropped.append(
-            DroppedDocument(
-                **{n: row[n] for n in names}, drop_reason=reason, drop_detail=detail, duplicate_of=duplicate_of
-            )
-        )
+        why: dict[str, Any] = {"drop_reason": reason, "drop_detail": detail, "duplicate_of": duplicate_of}
+        known: dict[str, Any] = {name: row.get(name) for name in names}
+        dropped.append(DroppedDocument(**known | why))
 
     extracted = []
     for row in documents.iter_rows(named=True):
@@ -50,7 +50,7 @@ def clean_documents(documents: pl.DataFrame, description: str, config: CorpusCon
         row |= {"text": text, "n_chars": len(text), "n_boilerplate_lines": n_lines}
         if row["language"] not in config.languages:
             drop(row, "language", f"{row['language']} ({row['language_score']:.2f})")
-        elif (verdict := judge_quality(text, config.min_words, row["title"] or "")) is not None:
+        elif (verdict := judge_quality(text, config.min_words, row["title"] or "", row["language"])) is not None:
             drop(row, *verdict)
         else:
             kept.append(row)
@@ -72,21 +72,27 @@ def clean_documents(documents: pl.DataFrame, description: str, config: CorpusCon
         root_a, root_b = _root(cluster, a), _root(cluster, b)
         cluster[max(root_a, root_b)] = min(root_a, root_b)
     clean = []
-    names = [name for name in CleanDocument.__dataclass_fields__ if name != "cluster_id"]
+    columns = [name for name in CleanDocument.__dataclass_fields__ if name != "cluster_id"]
     for index, row in enumerate(kept):
         if index in duplicate:
             survivor, jaccard = duplicate[index]
-            reason = "exact_duplicate" if row["text"] == kept[survivor]["text"] else "near_duplicate"
+            is_exact = _plain(row["text"]) == _plain(kept[survivor]["text"])
+            reason = "exact_duplicate" if is_exact else "near_duplicate"
             drop(row, reason, f"Jaccard {jaccard:.3f} with {kept[survivor]['url']}", kept[survivor]["document_id"])
         else:
             root = kept[_root(cluster, index)]["document_id"]
-            clean.append(CleanDocument(**{name: row[name] for name in names}, cluster_id=root))
+            clean.append(CleanDocument(**{name: row[name] for name in columns}, cluster_id=root))
     clean.sort(key=lambda row: row.url)
     dropped.sort(key=lambda row: (row.drop_reason, row.fetched_url))
     return {
         "clean_documents": to_frame("clean_documents", clean),
         "dropped_documents": to_frame("dropped_documents", dropped),
     }
+
+
+def _plain(text: str) -> list[str]:
+    """Return the words of a text: copies that differ in case, marks and white space only are exact ones."""
+    return re.findall(r"\w+", text.casefold())
 
 
 def _root(parents: list[int], index: int) -> int:

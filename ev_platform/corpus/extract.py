@@ -1,102 +1,132 @@
-"""Text and metadata from fetched bytes: trafilatura for HTML, pymupdf4llm for PDF; both give Markdown."""
+"""One `documents` row for each fetched body: who reads it, with which limits, and what becomes of the result.
+
+How a web page or a PDF is read does not belong here (`html`, `pdf`), nor how processes are run (`workers`).
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
-import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from datetime import datetime
+import logging
 from itertools import pairwise
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import polars as pl
 from tqdm import tqdm
 
+from ev_platform.corpus.extracted import Extracted, UnusableError
+from ev_platform.corpus.html import read_html
 from ev_platform.corpus.language import detect_language
+from ev_platform.corpus.pdf import PAGES_PER_CALL, PdfFacts, join_pages, open_pdf
+from ev_platform.corpus.pdf_pages import Block, read_pages
 from ev_platform.corpus.privacy import mask_personal_data
+from ev_platform.corpus.workers import Call, Job, run_jobs, worker_pool
 from ev_platform.records import Document, schema_of, to_frame
 from ev_platform.storage import Store, short_id
 
-# A page with less text than this after the first is a picture of text: nothing can be learned from it without OCR.
-MIN_CHARS_PER_PDF = 20
+# The first two say as much about the machine's hour as about the file, the others are of a body that was not read.
+READ_AGAIN = ("extraction_timeout", "extraction_crashed", "gone", "noindex")
+
+log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Extracted:
-    text: str = ""
-    page_offsets: list[int] = field(default_factory=list)
-    title: str | None = None
-    author: str | None = None
-    publisher: str | None = None
-    published_on: str | None = None
-    modified_on: str | None = None
-    licence: str | None = None
-    language: str | None = None
-    canonical: str | None = None
-    drop_reason: str | None = None
-    drop_detail: str | None = None
-
-
-def normalise(text: str) -> str:
-    """Return text in Unicode NFC with plain spaces and line breaks and no trailing blanks.
-
-    U+2028, U+2029, form feeds and their like become line breaks, zero-width characters go, typographic ligatures of
-    PDFs become letters.
-    """
-    text = unicodedata.normalize("NFC", text).replace("\u2029", "\n\n").replace("\r\n", "\n")
-    text = re.sub("[\r\x0b\x0c\x85\u2028]", "\n", text)
-    text = re.sub(r"[\u00a0\u2000-\u200a\u202f\u3000\t]", " ", text)
-    text = re.sub(r"[\u200b-\u200d\u2060\ufeff\u00ad]|[\x00-\x08\x0b-\x1f\x7f]", "", text)
-    text = re.sub("[\ufb00-\ufb06]", lambda ligature: unicodedata.normalize("NFKC", ligature[0]), text)
-    text = re.sub(r"[ ]+(?=\n|$)", "", text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def extract_documents(bodies: pl.DataFrame, store: Store, previous: pl.DataFrame | None = None) -> pl.DataFrame:
+def extract_documents(
+    bodies: pl.DataFrame,
+    store: Store,
+    previous: pl.DataFrame | None = None,
+    *,
+    workers: int = 1,
+    timeout_s: float = 60.0,
+    max_pdf_pages: int = 2000,
+) -> pl.DataFrame:
     """Extract one document from each fetched body.
+
+    Files are read in processes of their own, which start with the first file that must be read: a file that hangs,
+    crashes or eats memory costs its own row and nothing else. The rows do not depend on the number of workers.
 
     Args:
         bodies: Rows of `raw_pages` and `raw_pdfs`.
         store: Holds the bytes.
         previous: Documents of an earlier run of this same code; a body whose bytes are in it is not extracted again.
+        workers: Processes.
+        timeout_s: Longest time for a page, or for `PAGES_PER_CALL` pages of a PDF.
+        max_pdf_pages: A longer PDF is set aside.
 
     Returns:
-        One `documents` row for each body; rows without text carry a `drop_reason`.
+        One `documents` row for each body, ordered by `url`; rows without text carry a `drop_reason`.
     """
     done: dict[tuple[str, str | None], dict[str, Any]] = {}
     if previous is not None:
         done = {(row["fetched_url"], row["content_sha256"]): row for row in previous.iter_rows(named=True)}
-    rows: list[Document] = []
-    for body in tqdm(
-        bodies.sort("url").iter_rows(named=True), total=bodies.height, desc="extract", unit="doc", disable=None
-    ):
+    rows: dict[int, Document] = {}
+    unread: dict[int, dict[str, Any]] = {}
+    for n, body in enumerate(bodies.sort("url", maintain_order=True).iter_rows(named=True)):
         known = done.get((body["url"], body["content_sha256"]))
-        if known is not None and body["content_sha256"]:
-            fresh = {"fetched_at": body["fetched_at"], "robots": body["robots"]}
-            fresh |= {name: body[name] for name in ("licence", "publisher") if known[name] == "unknown"}
-            rows.append(Document(**{**known, **fresh}))
+        if body["drop_reason"] or not body["path"]:
+            rows[n] = _document(body, UnusableError(body["drop_reason"], body["drop_detail"]))
+        elif known is not None and known["drop_reason"] not in READ_AGAIN:
+            rows[n] = _again(known, body)
         else:
-            rows.append(_document(body, store))
-    return to_frame("documents", rows) if rows else pl.DataFrame(schema=schema_of("documents"))
+            unread[n] = body
+    jobs = ((n, _job(body, store.root / body["path"], timeout_s, max_pdf_pages)) for n, body in unread.items())
+    with worker_pool(workers) as pool:
+        results = run_jobs(jobs, pool, workers)
+        for n, got in tqdm(results, total=len(unread), desc="extract", unit="doc", disable=None if unread else True):
+            rows[n] = _document(unread[n], got)
+    if not rows:
+        return pl.DataFrame(schema=schema_of("documents"))
+    return to_frame("documents", [rows[n] for n in sorted(rows)])
 
 
-def _document(body: dict[str, Any], store: Store) -> Document:
-    got = _Extracted(drop_reason=body["drop_reason"], drop_detail=body["drop_detail"])
-    if body["path"] and not body["drop_reason"]:
-        data = (store.root / body["path"]).read_bytes()
-        try:
-            got = _read_pdf(data) if body["kind"] == "pdf" else _read_html(data, body["final_url"])
-        except Exception as error:  # one bad file is set aside with its reason, never stops a run
-            got = _Extracted(drop_reason="extraction_failed", drop_detail=f"{type(error).__name__}: {error}"[:300])
-    got.text, offsets, n_masked = _mask(got.text, got.page_offsets)
-    language, language_score = detect_language(got.text) if got.text else (None, None)
+def _again(known: dict[str, Any], body: dict[str, Any]) -> Document:
+    fresh = {"fetched_at": body["fetched_at"], "robots": body["robots"]}
+    fresh |= {name: body[name] for name in ("licence", "publisher") if known[name] == "unknown"}
+    return Document(**{**known, **fresh})
+
+
+def _job(body: dict[str, Any], path: Path, timeout_s: float, max_pdf_pages: int) -> Job:
+    try:
+        if body["kind"] == "pdf":
+            return (yield from pdf_job(path, body["url"], timeout_s, max_pdf_pages))
+        (got,) = yield [Call(_finished_page, (path, body["final_url"]), timeout_s)]
+        return got
+    except UnusableError as error:  # one bad file is set aside with its reason, never stops a run
+        return error
+
+
+def pdf_job(path: Path, url: str, timeout_s: float, max_pages: int) -> Job:
+    """Read a PDF, ranges of its pages side by side."""
+    (facts,) = yield [Call(open_pdf, (path, max_pages), timeout_s)]
+    starts = range(0, facts.n_pages, PAGES_PER_CALL)
+    ranges = yield [
+        Call(read_pages, (path, start, min(start + PAGES_PER_CALL, facts.n_pages)), timeout_s) for start in starts
+    ]
+    pages = [page for pages in ranges for page in pages]
+    if empty := sum(not page for page in pages):
+        log.info("%s: %d of %d pages hold no text", url, empty, len(pages))
+    (got,) = yield [Call(_finished_pdf, (facts, pages), timeout_s)]
+    return got
+
+
+def _finished_page(path: Path, url: str) -> Extracted:
+    return _finish(read_html(path.read_bytes(), url))
+
+
+def _finished_pdf(facts: PdfFacts, pages: list[list[Block]]) -> Extracted:
+    return _finish(join_pages(facts, pages))
+
+
+def _finish(got: Extracted) -> Extracted:
+    """Mask personal data and detect the language: still in the worker, for both run patterns over a stranger's text."""
+    got.text, got.page_offsets, got.n_masked = _mask(got.text, got.page_offsets)
+    got.language, got.language_score = detect_language(got.text, got.language_declared)
+    return got
+
+
+def _document(body: dict[str, Any], result: Extracted | UnusableError) -> Document:
+    got = Extracted() if isinstance(result, UnusableError) else result
+    failed = result if isinstance(result, UnusableError) else None
     url = got.canonical or body["url"]
-    fetched_at: datetime = body["fetched_at"]
     return Document(
         document_id=short_id("doc", url, got.text if got.text else body["url"]),
         url=url,
@@ -108,18 +138,18 @@ def _document(body: dict[str, Any], store: Store) -> Document:
         published_on=got.published_on,
         modified_on=got.modified_on,
         licence=got.licence or body["licence"],
-        language_declared=got.language,
-        language=language,
-        language_score=language_score,
+        language_declared=got.language_declared,
+        language=got.language,
+        language_score=got.language_score,
         robots=body["robots"],
         content_sha256=body["content_sha256"],
-        fetched_at=fetched_at,
+        fetched_at=body["fetched_at"],
         text=got.text,
-        page_offsets=offsets,
+        page_offsets=got.page_offsets,
         n_chars=len(got.text),
-        n_masked=n_masked,
-        drop_reason=got.drop_reason,
-        drop_detail=got.drop_detail,
+        n_masked=got.n_masked,
+        drop_reason=failed.reason if failed else None,
+        drop_detail=failed.detail if failed else None,
     )
 
 
@@ -136,117 +166,3 @@ def _mask(text: str, page_offsets: list[int]) -> tuple[str, list[int], int]:
         at += len(part)
         total += n
     return "".join(parts), offsets, total
-
-
-def _read_html(data: bytes, url: str) -> _Extracted:
-    import trafilatura
-    from trafilatura.utils import load_html
-
-    tree = load_html(data)
-    if tree is None:
-        return _Extracted(drop_reason="not_html", drop_detail="no HTML tree could be built")
-    text = trafilatura.extract(
-        tree, url=url, output_format="markdown", include_tables=True, include_comments=False, include_formatting=True
-    )
-    meta = trafilatura.extract_metadata(tree, default_url=url)
-    declared = (tree.get("lang") or "")[:2].lower() or None
-    canonical = _canonical(tree.xpath("//link[@rel='canonical']/@href"), url)
-    got = _Extracted(
-        text=normalise(text or ""),
-        title=meta.title,
-        author=meta.author,
-        # trafilatura falls back to the host name, which is no declaration.
-        publisher=meta.sitename if meta.sitename and meta.sitename not in (meta.url or url) else None,
-        published_on=meta.date,
-        modified_on=_first(tree.xpath("//meta[@property='article:modified_time']/@content")),
-        licence=_licence(_first(tree.xpath("//link[@rel='license']/@href")) or meta.license),
-        language=declared,
-        canonical=canonical,
-    )
-    if not got.text:
-        got.drop_reason, got.drop_detail = "no_text", "no main text found in the page"
-    return got
-
-
-def _canonical(hrefs: Iterable[str], url: str) -> str | None:
-    # A canonical link to another site is advertising at best; only the page's own host may rename it.
-    target = urljoin(url, _first(hrefs) or "")
-    return target if _first(hrefs) and urlsplit(target).netloc == urlsplit(url).netloc else None
-
-
-def _first(values: Iterable[str]) -> str | None:
-    return next(iter(values), None) or None
-
-
-def _licence(declared: str | None) -> str | None:
-    """Turn a Creative Commons address or name into its SPDX id; leave anything else as it stands."""
-    if not declared:
-        return None
-    name = re.sub(r"[\s_]+", "-", declared.strip())
-    found = re.search(r"(?:licenses/|\bCC-)(by(?:-nc)?(?:-sa|-nd)?)[/-](\d\.\d)", name, re.IGNORECASE)
-    if found:
-        return f"CC-{found[1].upper()}-{found[2]}"
-    return "CC0-1.0" if re.search(r"publicdomain/zero|\bCC0\b", name, re.IGNORECASE) else declared.strip()[:200]
-
-
-def _read_pdf(data: bytes) -> _Extracted:
-    import pymupdf
-
-    # The layout parser prints to stdout; a run's output is for the person who started it.
-    with contextlib.redirect_stdout(io.StringIO()):
-        import pymupdf4llm
-
-        try:
-            document = pymupdf.open(stream=data, filetype="pdf")
-        except Exception as error:  # the library raises many types for a broken file
-            return _Extracted(drop_reason="broken_pdf", drop_detail=str(error)[:300])
-        with document:
-            if document.needs_pass:
-                return _Extracted(drop_reason="encrypted_pdf", drop_detail="a password is needed to open it")
-            if not document.is_pdf:
-                kind = (document.metadata or {}).get("format")
-                return _Extracted(drop_reason="broken_pdf", drop_detail=f"the file is {kind}, not PDF")
-            # ISO 32000-1, 7.5.5: the last line is %%EOF. Where it is missing, pymupdf repairs what it finds, and the
-            # pages whose bytes did not come are silently empty.
-            if document.is_repaired and b"%%EOF" not in data[-1024:]:
-                return _Extracted(drop_reason="truncated_pdf", drop_detail=f"{len(data)} bytes without the end mark")
-            if document.page_count == 0:
-                return _Extracted(drop_reason="broken_pdf", drop_detail="the file opens but has no pages")
-            n_chars = sum(len(str(page.get_text()).strip()) for page in document)
-            if n_chars < MIN_CHARS_PER_PDF:
-                return _Extracted(
-                    drop_reason="image_only_pdf", drop_detail=f"{n_chars} characters on {document.page_count} pages"
-                )
-            pages = pymupdf4llm.to_markdown(
-                document, page_chunks=True, header=False, footer=False, show_progress=False, use_ocr=False
-            )
-            meta = document.metadata or {}
-            texts = [normalise(_plain(page["text"])) for page in pages]  # type: ignore[index]
-    if not any(texts):
-        return _Extracted(drop_reason="no_text", drop_detail="the layout parser found no text")
-    offsets, parts, at = [], [], 0
-    for text in texts:
-        offsets.append(at)
-        parts.append(text)
-        at += len(text) + 2
-    return _Extracted(
-        text="\n\n".join(parts),
-        page_offsets=offsets,
-        title=(meta.get("title") or "").strip() or None,
-        author=(meta.get("author") or "").strip() or None,
-        published_on=_pdf_date(meta.get("creationDate")),
-        modified_on=_pdf_date(meta.get("modDate")),
-    )
-
-
-def _plain(markdown: str) -> str:
-    """Drop what PDF layout adds and no reader needs: bold marks, picture placeholders, breaks inside table cells."""
-    markdown = re.sub(r"^\*\*==>.*?<==\*\*$|^==>.*?<==$", "", markdown, flags=re.MULTILINE)
-    markdown = markdown.replace("<br>", " ").replace("**", "")
-    return re.sub(r"^#+\s*$", "", markdown, flags=re.MULTILINE)
-
-
-def _pdf_date(value: str | None) -> str | None:
-    # ISO 32000-1, 7.9.4: D:YYYYMMDDHHmmSS
-    found = re.match(r"D?:?(\d{4})(\d{2})(\d{2})", value or "")
-    return "-".join(found.groups()) if found else None

@@ -9,12 +9,14 @@ import polars as pl
 from ev_platform import corpus, retrieval
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, outs, spec, table_check, tasks_partitions
+from ev_platform.settings import get_settings
 from ev_platform.storage import Record, code_version
 from ev_platform.training import tokens
 from ev_platform.training.tokens import text_counter
 
 GROUP = "corpus"
 CODE = code_version(corpus, retrieval, tokens)
+VECTORS_CODE = code_version(retrieval)
 
 
 @dg.asset(
@@ -27,9 +29,14 @@ def documents(
 ) -> Iterator[dg.Output[Record]]:
     """Extract main text; bodies that are known from the last run are not extracted again."""
     opened, task = store.store(), context.partition_key
-    sources = store.task(task).sources
+    sources, limits = store.task(task).sources, store.task(task).config.corpus
     # What a page does not declare comes from the sources; a text extracted under other words is extracted again.
-    config = {"licence": sources.licence, "publisher": sources.publisher}
+    config = {
+        "licence": sources.licence,
+        "publisher": sources.publisher,
+        "extract_timeout_s": limits.extract_timeout_s,
+        "max_pdf_pages": limits.max_pdf_pages,
+    }
     before = opened.current("documents", task)
     is_same = before is not None and before.code_version == CODE and before.config == config
     previous = opened.read("documents", task) if is_same else None
@@ -41,7 +48,14 @@ def documents(
         config=config,
         code=CODE,
         compute=lambda: {
-            "documents": corpus.extract_documents(pl.concat([raw_pages.frame, raw_pdfs.frame]), opened, previous)
+            "documents": corpus.extract_documents(
+                pl.concat([raw_pages.frame, raw_pdfs.frame]),
+                opened,
+                previous,
+                workers=get_settings().workers,
+                timeout_s=limits.extract_timeout_s,
+                max_pdf_pages=limits.max_pdf_pages,
+            )
         },
     )
 
@@ -97,6 +111,58 @@ def chunks(
     )
 
 
+@dg.asset(
+    partitions_def=tasks_partitions,
+    code_version=VECTORS_CODE,
+    **spec("chunk_vectors", "The sentence embedding of every passage; each is embedded once.", GROUP),
+)
+def chunk_vectors(
+    context: dg.AssetExecutionContext, store: StoreResource, chunks: Table
+) -> Iterator[dg.Output[Record]]:
+    """Embed the passages that are new."""
+    opened, task = store.store(), context.partition_key
+    yield from build(
+        context,
+        store,
+        ["chunk_vectors"],
+        inputs={"chunks": chunks},
+        config={},
+        code=VECTORS_CODE,
+        compute=lambda: {"chunk_vectors": retrieval.embed_chunks(chunks.frame, opened.read("chunk_vectors", task))},
+    )
+
+
+@dg.asset(
+    partitions_def=tasks_partitions,
+    code_version=CODE,
+    **spec("corpus_report", "What came in, what was set aside and why, as figures, plots and a page.", GROUP),
+)
+def corpus_report(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    clean_documents: Table,
+    dropped_documents: Table,
+    chunks: Table,
+) -> Iterator[dg.Output[Record]]:
+    """Count, plot and write the page."""
+    task, opened = store.task(context.partition_key), store.store()
+    tables = {"clean_documents": clean_documents, "dropped_documents": dropped_documents, "chunks": chunks}
+    frames = {name: table.frame for name, table in tables.items()}
+    for output in build(
+        context,
+        store,
+        ["corpus_report"],
+        inputs=tables,
+        config={},
+        code=CODE,
+        compute=lambda: {"corpus_report": corpus.summarise_corpus(*frames.values())},
+    ):
+        report = opened.read("corpus_report", task.name)
+        page, plots = corpus.write_corpus_report(opened, task, report, frames)
+        shown = {name: dg.MetadataValue.md(image) for name, image in plots.items()}
+        yield output.with_metadata({**output.metadata, "report": dg.MetadataValue.path(str(page)), **shown})
+
+
 @table_check("clean_documents", "dropped_documents", is_blocking=True)
 def corpus_is_not_empty(clean_documents: Table, dropped_documents: Table) -> dg.AssetCheckResult:
     """At least one document is left to learn from."""
@@ -136,5 +202,5 @@ def chunks_are_spans(chunks: Table, clean_documents: Table) -> dg.AssetCheckResu
     )
 
 
-assets: list[Any] = [documents, clean, chunks]
+assets: list[Any] = [documents, clean, chunks, chunk_vectors, corpus_report]
 checks = [corpus_is_not_empty, counts_add_up, chunks_are_spans]

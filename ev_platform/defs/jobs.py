@@ -30,10 +30,18 @@ def select(*stages: str) -> dg.AssetSelection:
     return selection
 
 
+_INGEST = ("collect", "corpus")
+
 jobs = [
     *(
         dg.define_asset_job(stage, select(stage), partitions_def=tasks_partitions, description=_DESCRIPTIONS[stage])
         for stage in STAGES
+    ),
+    dg.define_asset_job(
+        "ingest",
+        select(*_INGEST),
+        partitions_def=tasks_partitions,
+        description="Collect and corpus in one: what the sensor on the drop folder starts.",
     ),
     dg.define_asset_job(
         "everything",
@@ -45,3 +53,5 @@ jobs = [
         "lineage", dg.AssetSelection.groups("lineage"), description="Rebuild the catalogue's views of the lineage."
     ),
 ]
+
+jobs_by_name = {job.name: job for job in jobs}

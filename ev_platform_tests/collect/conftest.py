@@ -1,5 +1,6 @@
 """A small site on loopback whose answers a test writes down, and which remembers what it was asked."""
 
+import socket
 import threading
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from ev_platform.storage import Store
 from ev_platform.tasks import Sources, Task
 
 AGENT = "ev-platform-test/1.0"
+PDF = b"%PDF-1.7\n1 0 obj\n"
 
 
 class Site:
@@ -55,7 +57,7 @@ class Site:
         self._thread.start()
 
     def asked(self):
-        return [path for path, _, _ in self.requests if path != "/robots.txt"]
+        return [path for path, _, _ in self.requests if path not in ("/robots.txt", "/sitemap.xml")]
 
     def close(self):
         self._server.shutdown()
@@ -116,3 +118,20 @@ def by_path(frame, root):
 def page(*hrefs, head=""):
     links = "".join(f'<a href="{href}">a link</a>' for href in hrefs)
     return f"<!DOCTYPE html><html><head>{head}</head><body><h1>A page</h1>{links}</body></html>"
+
+
+def closed_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def versioned(body, tag):
+    """Return a route that answers 304 to whoever has the version already."""
+
+    def answer(headers):
+        if headers.get("If-None-Match") == tag:
+            return 304, {"ETag": tag}, b""
+        return 200, {"ETag": tag}, body
+
+    return answer

@@ -1,7 +1,7 @@
 import pytest
 
 from ev_platform.collect.bodies import sniff
-from ev_platform.collect.urls import extract_links
+from ev_platform.collect.links import read_links
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,12 @@ def test_sniff_body_told_from_its_bytes(data, media_type):
     assert sniff(data) == media_type
 
 
-def test_extract_links_utf16_page_and_odd_declaration_read():
+def test_read_links_utf16_page_and_odd_declaration_read():
     text = '<?xml version="1.0" encoding="no-such"?><html><body><a href="/ä b">x</a></body></html>'
-    assert extract_links(text.encode("utf-16"), "http://h.example/") == ["http://h.example/%C3%A4%20b"]
-    assert extract_links(text.encode(), "http://h.example/") == ["http://h.example/%C3%A4%20b"]
+    assert read_links(text.encode("utf-16"), "http://h.example/").links == ["http://h.example/%C3%A4%20b"]
+    assert read_links(text.encode(), "http://h.example/").links == ["http://h.example/%C3%A4%20b"]
 
 
 @pytest.mark.parametrize("body", [b"", b" ", b"<!-- -->", b"<html>", b"\x00\x00", b"<a href", b"<" * 5000])
-def test_extract_links_page_without_links_gives_none(body):
-    assert extract_links(body, "http://h.example/") == []
+def test_read_links_page_without_links_gives_none(body):
+    assert read_links(body, "http://h.example/").links == []

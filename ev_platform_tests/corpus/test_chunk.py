@@ -1,5 +1,6 @@
 import re
 from itertools import pairwise
+from random import Random
 
 import polars as pl
 import pytest
@@ -46,9 +47,11 @@ def sentences(n, length=8):
 # ---- rules, one by one ----
 
 
-def test_paragraphs_of_a_section_are_packed_up_to_the_limit():
+def test_paragraphs_of_a_section_are_packed_into_few_chunks_of_even_length():
+    # Filled up to the limit they would leave a scrap of five words behind.
     chunks = chunk(f"{words(15)}\n\n{words(15, 20)}\n\n{words(5, 40)}")
-    assert [c["n_tokens"] for c in chunks] == [30, 5]
+    assert [c["n_tokens"] for c in chunks] == [15, 20]
+    assert [c["n_tokens"] for c in chunk(f"{words(15)}\n\n{words(15, 20)}")] == [30]
 
 
 def test_heading_ends_a_chunk_although_there_is_room():
@@ -78,15 +81,61 @@ def test_short_section_does_not_join_one_under_another_parent():
 def test_long_paragraph_is_cut_between_sentences():
     text = sentences(9)
     chunks = chunk(text)
-    assert [c["n_tokens"] for c in chunks] == [32, 32, 8]
+    assert [c["n_tokens"] for c in chunks] == [24, 24, 24]
     assert all(c["text"].endswith("end.") and re.match(r"S\d", c["text"]) for c in chunks)
 
 
-@pytest.mark.parametrize("abbreviation", ["e.g. Type", "i.e. Type", "No. 5", "approx. 5", "vs. Type"])
-def test_abbreviation_does_not_end_a_sentence(abbreviation):
-    text = f"{words(19)} {abbreviation} {words(9, 30)}. {words(1, 50).upper()} {words(15, 60)}."
-    first = chunk(text)[0]["text"]
-    assert abbreviation in first
+@pytest.mark.parametrize(
+    "within",
+    [
+        "plugs e.g. Type 2",
+        "plugs i.e. Type 2",
+        "fuse No. 5",
+        "see Fig. 3",
+        "for approx. 5 minutes",
+        "Type 1 vs. Type 2",
+        "asked Mr. Smith",
+        "the U.S. Department",
+        "at max. 350 kW",
+        "Ed. 3.0 applies",
+        "chapter 4.3.2 says",
+        "bis z. B. Typ 2",
+        "step 1. Open",
+    ],
+)
+def test_sentence_does_not_end_within(within):
+    # The sentence ends between two cuts, so one of them would fall on the abbreviation if that ended a sentence.
+    text = f"{words(14)} {within} {words(3, 30)}. Then {words(24, 50)}."
+    first, second = chunk(text)
+    assert first["text"].endswith("w32.") and within in first["text"] and second["text"].startswith("Then")
+
+
+def test_number_of_a_step_stays_with_the_step():
+    first, second = chunk(f"{words(15)}. 2. Close {words(16, 30)}.")  # behind the number the halves would be more even
+    assert first["text"].endswith("w14.") and second["text"].startswith("2. Close")
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("It is rated at 32 A.", "Use another."),
+        ('She said "Charge it."', "Then she left."),
+        ("Is it so?", "It is."),
+        ("Wait for it...", "Then it starts."),
+        ("¿Cómo se carga?", "Se conecta así."),
+        ("请稍候！", "充电桩已连接。"),
+        ("充電が終わりました。", "次に抜きます。"),
+        ("यह पहला है।", "यह दूसरा है।"),
+    ],
+)
+def test_sentence_ends_between(one, two):
+    def count(texts):
+        return [len(text) for text in texts]
+
+    config = CorpusConfig(chunk_tokens=max(32, len(one) + len(two)), chunk_min_tokens=1)
+    padding = "a" * (config.chunk_tokens - len(two) - 1)
+    frame = chunk_documents(documents(f"{one} {two[:-1]} {padding}"), count, config)
+    assert frame["text"][0] == one and frame["text"][1].startswith(two[:-1])
 
 
 def test_sentence_longer_than_the_limit_is_cut_between_words_within_the_limit():
@@ -111,6 +160,165 @@ def test_table_rows_stay_whole():
     assert len(chunks) > 3
     assert all(sum(row in c["text"] for c in chunks) == 1 for row in rows)
     assert all(c["n_tokens"] <= 32 for c in chunks)
+
+
+def test_table_that_fits_into_a_chunk_is_not_cut():
+    # Two chunks would hold it all, but only with a cut between rows.
+    table = "| a | b |\n| --- | --- |\n" + "\n".join(f"| r{i} | s{i} |" for i in range(4))
+    chunks = chunk(f"{words(10)}\n\n{table}\n\n{words(10, 20)}")
+    assert [c["text"] for c in chunks] == [words(10), table, words(10, 20)]
+
+
+def test_table_too_long_is_cut_evenly():
+    table = "| a | b |\n| --- | --- |\n" + "\n".join(f"| r{i} | s{i} |" for i in range(8))
+    chunks = chunk(f"{words(24)}\n\n{table}")
+    assert [c["n_tokens"] for c in chunks] == [24, 25, 25]
+    assert chunks[1]["text"].startswith("| a | b |") and "| a |" not in chunks[2]["text"]
+
+
+def test_header_of_a_table_is_not_parted_from_its_first_row():
+    rows = [f"| {words(6, 20 * i)} | {words(7, 20 * i + 10)} |" for i in range(2)]
+    # Paragraph and header would fill one chunk and the rows the other.
+    chunks = chunk(f"{words(22, 90)}\n\n| a | b |\n| --- | --- |\n{rows[0]}\n{rows[1]}")
+    assert [c["text"] for c in chunks] == [words(22, 90), f"| a | b |\n| --- | --- |\n{rows[0]}", rows[1]]
+
+
+def test_table_without_the_line_below_its_header_is_cut_between_rows():
+    rows = [f"| {words(5, 10 * i)} | {words(5, 10 * i + 5)} |" for i in range(6)]
+    chunks = chunk("Before it:\n" + "\n".join(rows))
+    assert all(sum(row in c["text"] for c in chunks) == 1 for row in rows)
+
+
+def test_introduction_stays_with_what_it_introduces():
+    chunks = chunk(f"{words(22)}\n\nProceed as follows:\n\n- {words(10, 30)}\n- {words(10, 50)}")
+    assert chunks[1]["text"].startswith("Proceed as follows:\n\n- w30")
+
+
+def test_code_is_not_cut_where_it_fits_and_its_comments_are_no_headings():
+    code = "```sh\n# Install it\nrun one\n\n# Start it\nrun two\n```"
+    chunks = chunk(f"# Setup\n\n{words(25)}\n\n{code}\n\n{words(25, 30)}")
+    assert [c["heading_path"] for c in chunks] == ["Cables > Setup"] * 3
+    assert chunks[1]["text"] == code
+
+
+def test_code_too_long_is_cut_between_lines():
+    lines = [f"set w{i} to {i} # comment {i}." for i in range(20)]
+    chunks = chunk("```\n" + "\n".join(lines) + "\n```")
+    assert all(sum(line in c["text"].split("\n") for c in chunks) == 1 for line in lines)
+
+
+def test_fence_that_never_closes_does_not_hide_the_headings_after_it():
+    chunks = chunk(f"# A\n\n```\n{words(20)}\n\n# B\n\n{words(20, 30)}", title="")
+    assert [c["heading_path"] for c in chunks] == ["A", "B"]
+
+
+def test_underlined_headings_are_headings():
+    chunks = chunk(f"Type 1\n======\n\n{words(20)}\n\nPins\n----\n\n{words(20, 30)}")
+    assert [c["heading_path"] for c in chunks] == ["Cables > Type 1", "Cables > Type 1 > Pins"]
+    assert [c["text"] for c in chunks] == [words(20), words(20, 30)]
+
+
+def test_text_that_only_looks_underlined_stays_text():
+    # CommonMark makes a heading of each: a paragraph above a rule, and a cell's figure above a dash.
+    assert [c["text"] for c in chunk(f"{words(9)}\n{words(9, 20)}\n---")] == [f"{words(9)}\n{words(9, 20)}\n---"]
+    assert [c["text"] for c in chunk(f"20\n-\n{words(9)}")] == [f"20\n-\n{words(9)}"]
+
+
+def test_heading_as_long_as_a_paragraph_is_text():
+    (one,) = chunk(f"# {'x' * 250} said\n\n{words(9)}")
+    assert one["text"].startswith("# xxx") and one["heading_path"] == "Cables"
+
+
+def test_short_last_section_joins_the_one_before_it_under_the_same_parent():
+    (one,) = chunk(f"# Plugs\n\n## Type 1\n\n{words(10, 20)}\n\n## Type 2\n\n{words(4)}")
+    assert one["heading_path"] == "Cables > Plugs"
+    assert one["text"] == f"{words(10, 20)}\n\n## Type 2\n\n{words(4)}"
+
+
+def test_short_section_joins_the_neighbour_that_it_fits_to():
+    parts = f"## A\n\n{words(20)}\n\n## B\n\n{words(4, 30)}\n\n## C\n\n{words(30, 40)}"
+    chunks = chunk(parts)
+    assert [c["heading_path"] for c in chunks] == ["Cables", "Cables > C"]
+    assert chunks[0]["text"].endswith(words(4, 30))
+
+
+def test_short_section_joins_none_that_would_be_too_long():
+    parts = f"## A\n\n{words(30)}\n\n## B\n\n{words(4, 30)}\n\n## C\n\n{words(30, 40)}"
+    assert [c["n_tokens"] for c in chunk(parts)] == [30, 4, 30]
+
+
+def test_short_introduction_of_a_section_joins_its_first_subsection():
+    (one,) = chunk(f"# Plugs\n\n{words(4)}\n\n## Type 1\n\n{words(10, 20)}")
+    assert one["heading_path"] == "Cables > Plugs"
+
+
+def test_sections_of_the_same_name_are_not_one_section():
+    chunks = chunk(f"## Example\n\n{words(10)}\n\n## Example\n\n{words(10, 20)}")
+    assert [c["text"] for c in chunks] == [words(10), words(10, 20)]
+
+
+def test_heading_followed_by_a_subheading_is_in_the_path():
+    (one,) = chunk(f"# Plugs\n\n## AC\n\n### Type 1\n\n{words(10)}")
+    assert one["heading_path"] == "Cables > Plugs > AC > Type 1" and one["text"] == words(10)
+
+
+def test_heading_at_the_end_without_text_gives_no_chunk():
+    chunks = chunk(f"# Plugs\n\n{words(10)}\n\n# Comments")
+    assert [c["text"] for c in chunks] == [words(10)]
+
+
+def test_headings_in_a_row_without_text_are_text_of_the_section_above():
+    # Cards of a page: each plug is a heading, and nothing stands below it.
+    chunks = chunk(f"# Plugs\n\n{words(30)}\n\n## Type 2\n\n## CCS\n\n## NACS\n\n# More\n\n{words(30, 40)}")
+    assert chunks[1]["text"] == "## Type 2\n\n## CCS\n\n## NACS"
+    assert [c["heading_path"] for c in chunks] == ["Cables > Plugs", "Cables > Plugs", "Cables > More"]
+
+
+def test_change_in_one_section_leaves_the_chunks_of_other_sections():
+    def page(middle):
+        return "\n\n".join(f"## H{i}\n\n{middle if i == 2 else sentences(8 + i)}" for i in range(5))
+
+    before, after = ({c["text"] for c in chunk(page(middle))} for middle in (sentences(9), sentences(4, 13)))
+    others = {c["text"] for i in (0, 1, 3, 4) for c in chunk(f"## H{i}\n\n{sentences(8 + i)}")}
+    assert others <= before and others <= after and before != after
+
+
+def test_item_too_long_is_cut_at_the_items_within_it():
+    inner = [f"  - {words(12, 20 * i)}" for i in range(4)]
+    chunks = chunk(f"- {words(10, 100)}\n" + "\n".join(inner) + f"\n- {words(5, 200)}")
+    assert all(sum(item.strip() in c["text"] for c in chunks) == 1 for item in inner)
+    assert len(chunks) > 1
+
+
+def test_long_text_without_blanks_is_cut_within_the_limit():
+    def count_characters(texts):
+        return [len(text) for text in texts]
+
+    cjk = "充电桩已连接请稍候" * 40
+    for text in (cjk, "QmFzZTY0" * 100, "e\u0301" * 100):
+        frame = chunk_documents(documents(text), count_characters, SMALL)
+        assert frame["n_tokens"].max() <= 32 and "".join(frame["text"]) == text
+        assert not any(body.startswith("\u0301") for body in frame["text"])
+
+
+def test_tokens_are_counted_in_few_calls_however_many_documents():
+    calls = []
+
+    def count(texts):
+        calls.append(len(texts))
+        return count_words(texts)
+
+    texts = [f"# A\n\n{sentences(20)}\n\n{words(70, i)}\n\n- {words(40)}\n- {words(3)}" for i in range(200)]
+    assert chunk_documents(documents(*texts), count, SMALL).height > 200 * 6
+    assert len(calls) <= 6
+
+
+def test_pieces_longer_than_their_blocks_counted_apart_are_packed_again():
+    def count(texts):  # a tokenizer for which a whole has more tokens than its parts: two for every line break
+        return [len(text.split()) + 2 * text.strip().count("\n") for text in texts]
+
+    frame = chunk_documents(documents("\n\n".join(words(7, 10 * i) for i in range(40))), count, SMALL)
+    assert frame["n_tokens"].max() <= 32 and frame.height < 40
 
 
 def test_list_items_stay_whole():
@@ -192,7 +400,7 @@ def check(document, chunks, config):
             assert c["page"] is None
     for word in re.finditer(r"\S+", text):
         line = text[text.rfind("\n", 0, word.start()) + 1 :].partition("\n")[0].strip()
-        if not re.match(r"#{1,6}\s", line):
+        if not re.match(r"#{1,6}\s|---$", line):
             inside = set(covered[word.start() : word.end()])
             assert inside == {1}, f"{word[0]!r} of {line!r}"
     assert len({c["chunk_id"] for c in chunks}) == len(chunks)
@@ -202,6 +410,51 @@ def check(document, chunks, config):
 def test_chunks_of_an_odd_document_hold_every_word_once(text):
     frame = documents(text)
     check(frame.row(0, named=True), list(chunk_documents(frame, count_words, SMALL).iter_rows(named=True)), SMALL)
+
+
+def random_document(random):
+    """Return Markdown of random blocks, nested, broken and odd ones among them."""
+    number = iter(range(10**6))
+
+    def some(low, high):
+        return " ".join(f"x{next(number)}" for _ in range(random.randint(low, high)))
+
+    def block():
+        kind = random.choice(
+            ["heading", "text", "text", "list", "nested", "table", "bare", "code", "quote", "rule", "odd"]
+        )
+        if kind == "heading":
+            return f"{'#' * random.randint(1, 4)} {some(1, 5)}"
+        if kind == "text":
+            return " ".join(f"Say {some(1, 30)}{random.choice('.!?:')}" for _ in range(random.randint(1, 8)))
+        if kind == "list":
+            return "\n".join(f"{random.choice(['-', '*', '1.'])} {some(1, 40)}" for _ in range(random.randint(1, 9)))
+        if kind == "nested":
+            return "\n".join(f"{'  ' * random.randint(0, 3)}- {some(1, 20)}" for _ in range(random.randint(2, 9)))
+        if kind == "table":
+            rows = [f"| {some(1, 6)} | {some(1, 6)} |" for _ in range(random.randint(0, 12))]
+            return "\n".join([f"| {some(1, 2)} | {some(1, 2)} |", "| --- | --- |", *rows])
+        if kind == "bare":
+            return "\n".join(f"| {some(1, 6)} | {some(1, 6)} |" for _ in range(random.randint(1, 9)))
+        if kind == "code":
+            return "```\n" + "\n".join(some(1, 9) for _ in range(random.randint(1, 9))) + "\n```"
+        if kind == "quote":
+            return "\n".join(f"> {some(1, 20)}" for _ in range(random.randint(1, 5)))
+        return (
+            "---" if kind == "rule" else random.choice(["- ", "> > -", "||", "    x", "<div>", "[a]: b", "\t* c", "1)"])
+        )
+
+    return "\n\n".join(block() for _ in range(random.randint(1, 25)))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_chunks_of_a_random_document_hold_every_word_once_and_rows_whole(seed):
+    text = random_document(Random(seed))
+    frame = documents(text)
+    chunks = list(chunk_documents(frame, count_words, SMALL).iter_rows(named=True))
+    check(frame.row(0, named=True), chunks, SMALL)
+    for row in re.finditer(r"^\|.*\|$", text, re.MULTILINE):
+        assert any(c["start"] <= row.start() and row.end() <= c["end"] for c in chunks), row[0]
 
 
 @pytest.mark.parametrize(("limit", "least"), [(32, 8), (64, 40), (160, 40), (1000, 200)])

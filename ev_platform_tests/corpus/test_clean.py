@@ -99,7 +99,7 @@ def test_each_reason_is_given_once_and_the_rest_is_kept():
     details = dict(dropped.select("fetched_url", "drop_detail").rows())
     assert details["https://a.example/gone.html"] == "gone"
     assert details["https://a.example/de.html"].startswith("de (")
-    assert details["https://a.example/garden.html"].endswith("< 0.16")
+    assert details["https://a.example/garden.html"].endswith("< 0.5")
     assert details[near].endswith("with https://a.example/charging.html")
     survivors = dict(dropped.drop_nulls("duplicate_of").select("fetched_url", "duplicate_of").rows())
     assert survivors == dict.fromkeys((copy, near), kept["document_id"][0])
@@ -164,7 +164,7 @@ def test_duplicate_of_a_duplicate_that_is_no_duplicate_of_the_survivor_stays():
 
 def test_similar_documents_that_both_stay_share_a_cluster():
     like = reworded(CHARGING, 4)
-    ((_, _, jaccard),) = similar_pairs([CHARGING, like], 0.0)
+    ((_, _, jaccard),) = similar_pairs([CHARGING, like], 0.01)
     assert CLUSTER_JACCARD < jaccard < CONFIG.near_duplicate_jaccard
     kept, _ = clean(
         ("https://a.example/1", CHARGING), ("https://a.example/22", like), ("https://a.example/333", PUBLIC)
@@ -177,9 +177,9 @@ def test_cluster_joins_a_chain_of_similar_documents():
     texts = [CHARGING]
     for seed in range(3):
         texts.append(reworded(texts[-1], 4, seed=seed))
-    chain = [similar_pairs(list(pair), 0.0)[0][2] for pair in pairwise(texts)]
+    chain = [similar_pairs(list(pair), 0.01)[0][2] for pair in pairwise(texts)]
     assert all(CLUSTER_JACCARD <= jaccard < CONFIG.near_duplicate_jaccard for jaccard in chain)
-    assert similar_pairs([texts[0], texts[-1]], 0.0)[0][2] < CLUSTER_JACCARD
+    assert similar_pairs([texts[0], texts[-1]], 0.01)[0][2] < CLUSTER_JACCARD
     kept, _ = clean(*texts, min_relevance=0.0)
     assert kept.height == 4 and kept["cluster_id"].n_unique() == 1
 

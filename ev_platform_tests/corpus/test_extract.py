@@ -1,113 +1,41 @@
-import io
-from contextlib import redirect_stdout
-from dataclasses import replace
 from itertools import pairwise
 
 import polars as pl
-import pymupdf  # noqa: TID253 - these tests make PDFs; loading the graph is no concern here
+import pymupdf  # noqa: TID253 - these tests read PDFs; loading the graph is no concern here
 import pytest
 
-from ev_platform.collect.bodies import blank_row
-from ev_platform.corpus.extract import extract_documents, normalise
-from ev_platform.records import to_frame
-from ev_platform.tasks import Sources
-
-PROSE = (
-    "A charging cable that carries more than 32 A is checked once a year by an electrician. The check covers the "
-    "plug, the contacts, the strain relief and the sheath. A cable with a damaged sheath is taken out of use. "
-)
-URL = "https://a.example/cables.html"
+from ev_platform.corpus.extract import extract_documents
+from ev_platform.corpus.extracted import normalise
+from ev_platform_tests.corpus.files import PROSE, URL, bodies_of, page, pdf
 
 
 @pytest.fixture
 def extract(store):
-    """Return a function that stores bytes as fetched bodies, by kind, and gives the document of the last one."""
+    """Return a function that stores bytes as a fetched body and gives its document."""
 
-    def extract(data, kind="web", previous=None, **changes):
-        sha, path = store.put_blob(data.encode() if isinstance(data, str) else data)
-        body = replace(blank_row(URL, kind, Sources()), content_sha256=sha, path=path, **changes)
-        return extract_documents(to_frame("raw_pages", [body]), store, previous)
+    def extract(data, previous=None, url=URL, **changes):
+        return extract_documents(bodies_of(store, (url, data), **changes), store, previous)
 
     return extract
 
 
-BODY = f"<h1>Cables</h1><p>{PROSE}</p><p>{PROSE.replace('cable', 'lead')}</p>"
+@pytest.fixture
+def no_worker(monkeypatch):
+    """Return a function after whose call no file can be read any more."""
+    return lambda: monkeypatch.setattr("pebble.ProcessPool.schedule", lambda *_, **__: pytest.fail("a file was read"))
 
 
-def page(head="", body=BODY):
-    return f'<!DOCTYPE html><html lang="en-GB"><head>{head}</head><body><main>{body}</main></body></html>'
+# ---- rows ----
 
 
-def pdf(*texts, **saving):
-    document = pymupdf.open()
-    for text in texts:
-        document.new_page().insert_textbox((72, 120, 500, 700), text)
-    return document.tobytes(**saving)
-
-
-# ---- text ----
-
-
-@pytest.mark.parametrize(
-    ("raw", "clean"),
-    [
-        ("e\u0301tage", "étage"),
-        ("32\u00a0A\u2009at\t230\u202fV", "32 A at 230 V"),
-        ("o\ufb03cial \ufb01xed \ufb02ow", "official fixed flow"),
-        ("char\u00adging\u200b cab\u2060le\ufeff", "charging cable"),
-        ("one\u2028two\u2029three", "one\ntwo\n\nthree"),
-        ("one\r\ntwo\rthree\x0cfour\x85five", "one\ntwo\nthree\nfour\nfive"),
-        ("bell\x07 null\x00", "bell null"),
-        ("  one  \n\n\n\n\ntwo \n", "one\n\ntwo"),
-        ("10 kΩ, 5 µs, x²", "10 kΩ, 5 µs, x²"),
-    ],
-)
-def test_normalise_leaves_plain_text(raw, clean):
-    assert normalise(raw) == clean
-    assert normalise(clean) == clean
-
-
-# ---- HTML ----
-
-
-def test_page_gives_its_text_without_menu_and_footer(extract):
-    body = page().replace("<main>", '<nav><a href="/">Home page link</a></nav><main>')
-    (row,) = extract(body.replace("</main>", "</main><footer>All rights reserved 2026</footer>")).iter_rows(named=True)
-    assert row["drop_reason"] is None
-    assert "damaged sheath" in row["text"] and row["text"].startswith("# Cables")
-    assert "Home page link" not in row["text"] and "rights reserved" not in row["text"]
-    assert row["n_chars"] == len(row["text"]) and row["page_offsets"] == []
-
-
-def test_page_without_text_is_dropped_with_that_reason(extract):
-    (row,) = extract(page(body='<img src="a.png">')).iter_rows(named=True)
-    assert (row["drop_reason"], row["text"]) == ("no_text", "")
-
-
-@pytest.mark.parametrize(
-    ("head", "licence"),
-    [
-        ('<link rel="license" href="https://creativecommons.org/licenses/by-sa/3.0/">', "CC-BY-SA-3.0"),
-        ('<link rel="license" href="https://creativecommons.org/publicdomain/zero/1.0/">', "CC0-1.0"),
-        ('<link rel="license" href="/terms.html">', "/terms.html"),
-        ("", "MIT"),
-    ],
-)
-def test_licence_that_a_page_declares_beats_that_of_the_sources(extract, head, licence):
-    assert extract(page(head), licence="MIT")["licence"].item() == licence
-
-
-@pytest.mark.parametrize(
-    ("href", "url"),
-    [
-        ("/cables/", "https://a.example/cables/"),
-        ("https://a.example/c", "https://a.example/c"),
-        ("https://seller.example/c", URL),
-    ],
-)
-def test_canonical_address_is_believed_of_the_own_host_only(extract, href, url):
-    (row,) = extract(page(f'<link rel="canonical" href="{href}">')).iter_rows(named=True)
-    assert (row["url"], row["fetched_url"]) == (url, URL)
+def test_rows_do_not_depend_on_the_number_of_workers_nor_on_who_is_done_first(store):
+    files = [(f"https://a.example/{n}.html", page(body=f"<p>{n}. {PROSE * (40 - n)}</p>")) for n in range(12)]
+    files += [("https://a.example/b.pdf", pdf(PROSE, PROSE)), ("https://a.example/a.pdf", b"no PDF")]
+    bodies = bodies_of(store, *files)
+    one = extract_documents(bodies, store, workers=1)
+    assert one["fetched_url"].to_list() == sorted(url for url, _ in files)
+    assert one.filter(pl.col("drop_reason").is_not_null())["fetched_url"].to_list() == ["https://a.example/a.pdf"]
+    assert extract_documents(bodies.reverse(), store, workers=2).equals(one)
 
 
 def test_document_id_depends_on_address_and_text_alone(extract):
@@ -116,39 +44,80 @@ def test_document_id_depends_on_address_and_text_alone(extract):
     assert extract(page(body=f"<p>{PROSE * 2}And more.</p>"))["document_id"].item() != first
 
 
-def test_body_that_was_dropped_before_keeps_its_reason(extract):
+def test_canonical_address_is_the_documents(extract):
+    (row,) = extract(page('<link rel="canonical" href="/cables/">')).iter_rows(named=True)
+    assert (row["url"], row["fetched_url"]) == ("https://a.example/cables/", URL)
+
+
+def test_licence_and_publisher_are_declared_or_else_those_of_the_sources(extract):
+    head = (
+        '<link rel="license" href="https://creativecommons.org/licenses/by/4.0/">'
+        '<meta property="og:site_name" content="Cable Guide">'
+    )
+    sources = {"licence": "MIT", "publisher": "A. Publisher"}
+    assert extract(page(head), **sources).select("licence", "publisher").row(0) == ("CC-BY-4.0", "Cable Guide")
+    assert extract(page(), **sources).select("licence", "publisher").row(0) == ("MIT", "A. Publisher")
+
+
+def test_body_that_was_dropped_before_keeps_its_reason_and_is_not_read(extract, no_worker):
+    no_worker()
     (row,) = extract(page(), drop_reason="http_404", drop_detail=None).iter_rows(named=True)
     assert (row["drop_reason"], row["text"]) == ("http_404", "")
 
 
-def test_body_whose_extraction_fails_is_set_aside_and_the_others_go_on(extract, store, monkeypatch):
-    import trafilatura
-
-    def fail(*_, **__):
-        raise RecursionError("too deep")
-
-    monkeypatch.setattr(trafilatura, "extract", fail)
-    (row,) = extract(page()).iter_rows(named=True)
-    assert (row["drop_reason"], row["drop_detail"]) == ("extraction_failed", "RecursionError: too deep")
+def test_body_that_cannot_be_read_is_set_aside_and_the_others_go_on(store):
+    bodies = bodies_of(store, (URL, page()), ("https://a.example/gone.html", page(body=PROSE * 3)))
+    gone = bodies.filter(pl.col("url") != URL)["path"].item()
+    (store.root / gone).unlink()
+    documents = extract_documents(bodies, store)
+    assert documents["drop_reason"].to_list() == [None, "extraction_failed"]
+    assert documents["drop_detail"][1].startswith("FileNotFoundError: ")
 
 
-def test_known_body_is_not_extracted_again(extract, store):
+def test_body_that_takes_too_long_is_set_aside_with_the_limit(store):
+    bodies = bodies_of(store, (URL, page(body=f"<p>{PROSE}</p>" * 60_000)))
+    (row,) = extract_documents(bodies, store, timeout_s=0.5).iter_rows(named=True)
+    assert (row["drop_reason"], row["drop_detail"]) == ("extraction_timeout", "not done after 0.5 s")
+
+
+def test_body_that_took_too_long_is_tried_again(extract):
+    slow = extract(page()).with_columns(drop_reason=pl.lit("extraction_timeout"), text=pl.lit(""))
+    assert "damaged sheath" in extract(page(), slow)["text"].item()
+
+
+def test_pdf_longer_than_allowed_is_set_aside_with_its_length(store):
+    bodies = bodies_of(store, ("https://a.example/long.pdf", pdf(*[PROSE] * 4)))
+    (row,) = extract_documents(bodies, store, max_pdf_pages=3).iter_rows(named=True)
+    assert (row["drop_reason"], row["drop_detail"]) == ("too_many_pages", "4 pages, 3 are allowed")
+    assert (row["text"], row["page_offsets"], row["n_chars"]) == ("", [], 0)
+
+
+def test_personal_data_is_masked_and_the_offsets_of_pages_stay_true(extract):
+    texts = [f"Page {n} opens here. Write to someone.{n}@grid.com. {PROSE}" for n in (1, 2, 3)]
+    (row,) = extract(pdf(*texts), url="https://a.example/a.pdf").iter_rows(named=True)
+    assert row["n_masked"] == 3 and "someone" not in row["text"]
+    for n, offset in enumerate(row["page_offsets"], 1):
+        assert row["text"][offset:].startswith(f"Page {n} opens here. Write to [email]")
+    assert row["n_chars"] == len(row["text"]) and row["language"] == "en"
+
+
+# ---- a second run ----
+
+
+def test_known_body_is_not_read_again(extract, no_worker):
     first = extract(page())
-    for file in (store.root / "blobs").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"must not be read")
-    body = replace(
-        blank_row(URL, "web", Sources()), content_sha256=first["content_sha256"].item(), path="blobs/nowhere"
-    )
-    again = extract_documents(to_frame("raw_pages", [body]), store, first)
+    no_worker()
+    again = extract(page(), first)
     assert again["text"].item() == first["text"].item()
-    assert again["fetched_at"].item() == body.fetched_at
+    assert again["fetched_at"].item() >= first["fetched_at"].item()
 
 
-def test_publisher_is_what_the_page_declares_else_that_of_the_sources(extract):
-    declared = '<meta property="og:site_name" content="Cable Guide">'
-    assert extract(page(declared), publisher="A. Publisher")["publisher"].item() == "Cable Guide"
-    assert extract(page(), publisher="A. Publisher")["publisher"].item() == "A. Publisher"
+@pytest.mark.parametrize("reason", ["gone", "noindex"])
+def test_known_body_that_is_gone_gives_no_text_and_gives_it_again_when_it_is_back(extract, reason):
+    first = extract(page())
+    away = extract(page(), first, drop_reason=reason, drop_detail="since then")
+    assert away.select("text", "drop_reason", "drop_detail").row(0) == ("", reason, "since then")
+    assert extract(page(), away)["text"].item() == first["text"].item() != ""
 
 
 def test_known_body_keeps_the_licence_that_its_page_declares(extract):
@@ -156,79 +125,10 @@ def test_known_body_keeps_the_licence_that_its_page_declares(extract):
     licence = '<link rel="license" href="https://creativecommons.org/licenses/by/4.0/">'
     first = extract(page(licence))
     assert first.select("licence", "publisher").row(0) == ("CC-BY-4.0", "unknown")
-    again = extract(page(licence), previous=first)
+    again = extract(page(licence), first)
     assert again.select("licence", "publisher").row(0) == ("CC-BY-4.0", "unknown")
-    named = extract(page(licence), previous=first, licence="MIT", publisher="A. Publisher")
+    named = extract(page(licence), first, licence="MIT", publisher="A. Publisher")
     assert named.select("licence", "publisher").row(0) == ("CC-BY-4.0", "A. Publisher")
-
-
-# ---- PDF ----
-
-
-def test_pdf_has_an_offset_for_each_page(extract):
-    (row,) = extract(pdf(*(f"Page {n} opens here. {PROSE}" for n in (1, 2, 3))), "pdf").iter_rows(named=True)
-    for n, offset in enumerate(row["page_offsets"], 1):
-        assert row["text"][offset:].startswith(f"Page {n} opens")
-    assert len(row["page_offsets"]) == 3
-
-
-def test_pdf_with_an_empty_page_in_the_middle_counts_it(extract):
-    (row,) = extract(pdf(f"First. {PROSE}", "", f"Third. {PROSE}"), "pdf").iter_rows(named=True)
-    assert len(row["page_offsets"]) == 3
-    assert row["text"][row["page_offsets"][2] :].startswith("Third.")
-
-
-def image_only():
-    picture = pymupdf.Pixmap(pymupdf.csRGB, (0, 0, 80, 80))
-    document = pymupdf.open()
-    for _ in range(2):
-        document.new_page().insert_image((72, 72, 300, 300), pixmap=picture)
-    return document.tobytes()
-
-
-def truncated(share):
-    whole = pdf(*(f"Page {n} opens here. {PROSE * 4}" for n in range(1, 7)), deflate=True)
-    return whole[: int(len(whole) * share)]
-
-
-UNUSABLE = {
-    "encrypted": (
-        lambda: pdf(PROSE, encryption=pymupdf.PDF_ENCRYPT_AES_256, user_pw="secret", owner_pw="owner"),
-        ("encrypted_pdf",),
-    ),
-    "image only": (image_only, ("image_only_pdf",)),
-    "truncated early": (lambda: truncated(0.3), ("truncated_pdf", "broken_pdf")),
-    "truncated in the middle": (lambda: truncated(0.5), ("truncated_pdf", "broken_pdf")),
-    "truncated late": (lambda: truncated(0.9), ("truncated_pdf", "broken_pdf")),
-    "HTML": (lambda: page().encode(), ("broken_pdf",)),
-    "words": (lambda: PROSE.encode(), ("broken_pdf",)),
-    "header alone": (lambda: b"%PDF-1.7\n", ("broken_pdf",)),
-}
-
-
-@pytest.mark.parametrize(("make", "reasons"), UNUSABLE.values(), ids=UNUSABLE)
-def test_pdf_that_cannot_be_used_is_dropped_with_its_reason(extract, make, reasons):
-    (row,) = extract(make(), "pdf").iter_rows(named=True)
-    assert row["drop_reason"] in reasons
-    assert row["drop_detail"]
-    assert (row["text"], row["page_offsets"], row["n_chars"]) == ("", [], 0)
-
-
-def test_pdf_that_opens_without_a_password_is_read_although_it_is_encrypted(extract):
-    (row,) = extract(pdf(PROSE, encryption=pymupdf.PDF_ENCRYPT_AES_256, owner_pw="owner"), "pdf").iter_rows(named=True)
-    assert row["drop_reason"] is None and "strain relief" in row["text"]
-
-
-def test_pdf_with_bytes_after_its_end_is_read(extract):
-    (row,) = extract(pdf(PROSE) + b"\n" * 100, "pdf").iter_rows(named=True)
-    assert row["drop_reason"] is None and "strain relief" in row["text"]
-
-
-def test_pdf_extraction_prints_nothing(extract):
-    printed = io.StringIO()
-    with redirect_stdout(printed):
-        extract(pdf(PROSE), "pdf")
-    assert printed.getvalue() == ""
 
 
 # ---- the example ----
@@ -242,7 +142,10 @@ def test_example_gives_one_document_for_each_body_and_loses_only_the_missing_pag
     ]
 
 
-def test_example_extracted_again_is_equal(example_bodies, example_documents, example_store):
+def test_example_extracted_again_is_equal_and_reads_nothing(
+    example_bodies, example_documents, example_store, no_worker
+):
+    no_worker()
     assert extract_documents(example_bodies, example_store, example_documents).equals(example_documents)
 
 

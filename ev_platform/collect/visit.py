@@ -1,0 +1,193 @@
+"""One address of a crawl: asked for, told from what is known of it, stored, and read for its links.
+
+What does not belong here: how it is fetched (`fetch`) and which address comes when (`crawl`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any
+
+from ev_platform.collect.bodies import HTML, PDF, as_gone, blank_row, keep_first_seen, sniff
+from ev_platform.collect.fetch import Fetcher
+from ev_platform.collect.frontier import Address
+from ev_platform.collect.journal import Journal, Visit
+from ev_platform.collect.links import PageLinks, read_links, read_robots_header
+from ev_platform.collect.urls import address_key, extension
+from ev_platform.records import RawBody
+from ev_platform.storage import Store, now
+from ev_platform.tasks import Sources
+
+_HEADER = "X-Robots-Tag"
+_LONG_BYTES = 500_000  # some 5 ms of work; more would keep the requests waiting
+_log = logging.getLogger(__name__)
+
+
+class Visitor:
+    """Turns addresses into rows.
+
+    Args:
+        sources: Licence and publisher of the rows, robots and fetcher.
+        store: Takes the bodies.
+        known: The last table's rows by `address_key`.
+        fetcher: Fetches.
+        journal: Has what this crawl did before it was cut off, and takes what it does now.
+        pool: Threads for large bodies, so that requests go on meanwhile.
+        user_agent: Robots rules inside pages are read for its product token.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        store: Store,
+        known: dict[str, RawBody],
+        fetcher: Fetcher,
+        journal: Journal,
+        pool: Executor,
+        user_agent: str,
+    ):
+        self._sources = sources
+        self._store = store
+        self._known = known
+        self._fetcher = fetcher
+        self._journal = journal
+        self._pool = pool
+        self._agent = user_agent.partition("/")[0].strip().lower()
+
+    async def visit(self, address: Address) -> tuple[RawBody, list[str]]:
+        """Return the row of an address and the links to follow from it."""
+        done = self._journal.get(address.url)
+        if done is not None and self._is_whole(done.row):
+            row = replace(done.row, depth=address.depth, referrer=address.referrer)
+            return row, (await self._read_stored(row, done.robots_header)).links
+        visit, page = await self._ask(address)
+        if not _is_passing(visit.row.drop_reason) and not (address.is_seed and visit.row.drop_reason):
+            self._journal.add(visit)  # what fails for now may succeed in the next attempt, and so may a seed
+        return visit.row, page.links
+
+    async def _ask(self, address: Address) -> tuple[Visit, PageLinks]:
+        before = self._known.get(address_key(address.url))
+        stored = before is not None and before.path is not None and (self._store.root / before.path).exists()
+        answer = await self._fetcher.fetch(address.url, _conditions(before) if before and stored else None)
+        asked = replace(
+            blank_row(address.url, "pdf" if extension(address.url) == ".pdf" else "web", self._sources),
+            depth=address.depth,
+            referrer=address.referrer,
+            final_url=answer.url,
+            status=answer.status,
+            robots=answer.robots,
+            etag=answer.headers.get("etag"),
+            last_modified=answer.headers.get("last-modified"),
+            drop_reason=answer.drop_reason,
+            drop_detail=answer.drop_detail,
+        )
+        header = answer.headers.get(_HEADER.lower())
+        if before is not None and stored:
+            if answer.status == 304 and not answer.drop_reason:
+                header = header or _recorded_header(before)
+                return await self._judged(_unchanged(before, asked), header)
+            if not address.is_seed and _is_passing(answer.drop_reason):
+                detail = f" ({answer.drop_detail})" if answer.drop_detail else ""
+                _log.warning("%s: %s%s; the page fetched before is kept", address.url, answer.drop_reason, detail)
+                kept = _as_of(before, asked, robots=before.robots)
+                if before.drop_reason == "gone":
+                    return Visit(kept), PageLinks([])
+                return await self._judged(kept, _recorded_header(before))
+        if before is not None and before.path and not address.is_seed and answer.status in (404, 410):
+            return Visit(as_gone(_as_of(before, asked), answer.status)), PageLinks([])
+        if asked.drop_reason:
+            return Visit(keep_first_seen(asked, before)), PageLinks([])
+        media_type = sniff(answer.body)
+        row = replace(asked, content_type=media_type, n_bytes=len(answer.body))
+        if media_type not in (HTML, PDF):
+            row = replace(row, drop_reason="unsupported_type", drop_detail=media_type)
+            return Visit(keep_first_seen(row, before)), PageLinks([])
+        body = answer.body
+        if media_type == HTML and self._sources.fetcher == "browser":
+            body = await self._fetcher.render(answer)
+        sha, path = await self._work(body, self._store_body, body)
+        row = replace(
+            row, kind="web" if media_type == HTML else "pdf", content_sha256=sha, path=path, n_bytes=len(body)
+        )
+        visit, page = await self._judged(row, header, body)
+        return replace(visit, row=keep_first_seen(visit.row, before)), page
+
+    async def _judged(self, row: RawBody, header: str | None, body: bytes | None = None) -> tuple[Visit, PageLinks]:
+        """Apply the robots rules that came with a page, or that its stored body holds."""
+        if body is None:
+            page = await self._read_stored(row, header)
+        else:
+            page = await self._work(body, self._read, row, header, body)
+        if page.noindex:
+            row = replace(row, drop_reason="noindex", drop_detail=page.noindex)
+        elif page.nofollow and header:
+            # Only the header may have said so, and a 304 need not repeat it: the page is asked for whole next time.
+            row = replace(row, etag=None, last_modified=None)
+        return Visit(row, header), page
+
+    async def _read_stored(self, row: RawBody, header: str | None) -> PageLinks:
+        if row.path is None or row.drop_reason == "gone":
+            return PageLinks([])
+        body = (self._store.root / row.path).read_bytes()
+        return await self._work(body, self._read, row, header, body)
+
+    def _read(self, row: RawBody, header: str | None, body: bytes) -> PageLinks:
+        obey = self._sources.obey_robots
+        page = PageLinks([])
+        if row.kind == "web":
+            page = read_links(body, row.final_url, agent=self._agent, obey=obey)
+        noindex, nofollow = read_robots_header(header if obey else None, agent=self._agent)
+        return PageLinks(
+            [] if nofollow or page.nofollow else page.links, noindex or page.noindex, nofollow or page.nofollow
+        )
+
+    def _store_body(self, body: bytes) -> tuple[str, str]:
+        return self._store.put_blob(body, sync=False)
+
+    async def _work(self, body: bytes, function: Callable, *args: Any) -> Any:
+        # A thread would gain nothing for a page of usual size: two threads of Python take turns, at a price.
+        if len(body) < _LONG_BYTES:
+            return function(*args)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+    def _is_whole(self, row: RawBody) -> bool:
+        if row.path is None or row.drop_reason == "gone":
+            return True
+        file = self._store.root / row.path
+        return file.exists() and file.stat().st_size == row.n_bytes
+
+
+def _is_passing(drop_reason: str | None) -> bool:
+    """Whether a failure says something of this hour and not of the page (RFC 9110, section 15.6; RFC 6585: 429)."""
+    reason = drop_reason or ""
+    return reason in ("timeout", "unreachable", "http_429") or reason.startswith("http_5")
+
+
+def _as_of(before: RawBody, asked: RawBody, **changes: Any) -> RawBody:
+    """Return the row of the last time as seen from this crawl."""
+    seen = {"url": asked.url, "licence": asked.licence, "publisher": asked.publisher, "robots": asked.robots}
+    place = {"depth": asked.depth, "referrer": asked.referrer, "checked_at": now()}
+    return replace(before, **(seen | place | changes))
+
+
+def _unchanged(before: RawBody, asked: RawBody) -> RawBody:
+    status = 200 if before.drop_reason == "gone" else before.status
+    validators = {"etag": asked.etag or before.etag, "last_modified": asked.last_modified or before.last_modified}
+    return _as_of(before, asked, status=status, drop_reason=None, drop_detail=None, **validators)
+
+
+def _recorded_header(before: RawBody) -> str | None:
+    """Return what the row remembers of a robots header: a 304 need not repeat it (RFC 9111, section 4.3.4)."""
+    where, _, rule = (before.drop_detail or "").partition(": ")
+    return rule if before.drop_reason == "noindex" and where == _HEADER else None
+
+
+def _conditions(before: RawBody) -> dict[str, dict[str, str]]:
+    """Return the headers that ask for a page only if it changed, for the address that its bytes came from."""
+    headers = {"If-None-Match": before.etag, "If-Modified-Since": before.last_modified}
+    present = {name: value for name, value in headers.items() if value}
+    return {before.final_url: present} if present else {}
