@@ -139,7 +139,8 @@ def _tidy(markdown: str) -> str:
     """Give every table one rule, below its first row, and let headings stand at the left."""
     lines: list[str] = []
     in_code = False
-    for line in markdown.splitlines():
+    # A code block that follows a line without an element between comes out glued to it.
+    for line in re.sub(r"(?m)^(?!```)(.*[^\s`]`?)```$", r"\1\n```", markdown).splitlines():
         bare = line.strip(" ")
         if bare.startswith("```"):
             in_code = not in_code

@@ -108,6 +108,13 @@ def test_table_has_one_rule_below_its_first_row_and_escaped_cells(table, markdow
         assert text.index("Cable sizes") < text.index("| Current")
 
 
+def test_code_block_right_behind_inline_code_starts_its_own_line():
+    example = "<h4>JSON</h4><code>GET /stations.json</code><pre>{\n  1\n}</pre>"
+    body = f"<h1>Stations</h1><p>{PROSE}</p>{example}<p>{PROSE}</p>"
+    text = read_html(page(body=body).encode(), URL).text
+    assert "`GET /stations.json`\n\n```\n{\n  1\n}\n```\n" in text
+
+
 def test_page_of_many_small_boxes_keeps_them():
     boxes = "".join(
         f'<div class="card"><div><span>Model {n}</span></div><div>Output {n} kW, cable of {n} m</div></div>'

@@ -1,6 +1,5 @@
 """SIGKILL while a corpus is built: what was published can be read, and a rerun ends where an undisturbed run does."""
 
-import os
 import random
 import shutil
 import signal
@@ -128,12 +127,13 @@ def is_running(pid):
 
 
 def test_corpus_killed_at_any_moment_ends_as_an_undisturbed_one(collected, start, tmp_path):
-    calm = shutil.copytree(collected, tmp_path / "calm")
-    started = time.monotonic()
-    undisturbed = start(calm)
-    undisturbed.join()
-    duration = time.monotonic() - started
-    assert undisturbed.exitcode == 0
+    for calm in (tmp_path / "first", tmp_path / "second"):  # the first also brings everything into the page cache
+        shutil.copytree(collected, calm)
+        started = time.monotonic()
+        undisturbed = start(calm)
+        undisturbed.join()
+        duration = time.monotonic() - started
+        assert undisturbed.exitcode == 0
     expected = rows_of(calm)
     assert expected["chunks"].height > 5 and "pdf" in expected["clean_documents"]["kind"].to_list()
 
@@ -143,7 +143,7 @@ def test_corpus_killed_at_any_moment_ends_as_an_undisturbed_one(collected, start
         victim = start(root)
         time.sleep(chance.uniform(0.05, 0.95) * duration)
         orphans += children_of(victim.pid)
-        os.kill(victim.pid, signal.SIGKILL)
+        victim.kill()
         victim.join()
         n_killed += victim.exitcode == -signal.SIGKILL
         for frame in rows_of(root).values():  # whatever is current can be read
