@@ -6,11 +6,14 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import dagster as dg
 import duckdb
 import polars as pl
+import pymupdf  # noqa: TID253 - a test puts a PDF into the drop folder
 import pytest
 
 from ev_platform import settings
@@ -22,6 +25,10 @@ from ev_platform_tests.tiny import BASE_URL, PAGES, TEST, page, write_tiny_model
 
 SNAPSHOT = Path(__file__).with_name("asset_graph.json")
 HEAVY = ("torch", "transformers", "ray", "prefect", "wandb", "trafilatura", "scrapling")
+PDF_TEXT = """A charging station at work shares one supply among many charging points. The controller reads the meter of
+the building every second and gives each electric vehicle what is left, at least six amperes each. Drivers start a
+charging session with a card, and the station asks the operator whether the card is valid before it closes the
+contactor. At the end of the session it sends the energy that the car has taken to the operator."""
 URL = {name: BASE_URL + name for name in PAGES}
 
 
@@ -46,7 +53,22 @@ class Workspace:
         return {table: self.store.current(table, "tiny") for table in TABLES}
 
     def run(self, task="tiny", home=None, **options):
-        """Materialize, with the graph loaded anew: it reads the folder of tasks when it is imported."""
+        """Materialize the graph."""
+        with self.graph(home) as defs:
+            from ev_platform.defs.run import materialize
+
+            return materialize(defs, self.root / "data", task, **options)
+
+    def tick(self, cursor=None):
+        """Evaluate the sensor on the drop folders; return its run requests and its cursor."""
+        with self.graph() as defs, dg.instance_for_test() as instance:
+            resources = {"store": defs.resources["store"]}
+            context = dg.build_sensor_context(instance, cursor=cursor, definitions=defs, resources=resources)
+            return defs.resolve_sensor_def("new_pdfs").evaluate_tick(context)
+
+    @contextmanager
+    def graph(self, home=None):
+        """Load the graph anew: it reads the folder of tasks when it is imported."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("EV_DATA_DIR", str(self.root / "data"))
             patch.setenv("EV_TASKS_DIR", str(self.root / "tasks"))
@@ -56,9 +78,8 @@ class Workspace:
             forget_graph()
             try:
                 from ev_platform.definitions import defs
-                from ev_platform.defs.run import materialize
 
-                return materialize(defs, self.root / "data", task, **options)
+                yield defs
             finally:
                 os.environ.pop("DAGSTER_HOME", None)  # the run sets it; the patch then restores what was there
                 forget_graph()
@@ -291,6 +312,24 @@ def test_changed_page_changes_only_its_own_chunks(workspace):
         assert after[url] == chunks[url]
     new = dict(workspace.read("raw_pages").select("url", "fetched_at").iter_rows())
     assert {url for url in fetched if new[url] != fetched[url]} == {changed}
+
+
+def test_pdf_in_the_drop_folder_starts_ingest_and_becomes_chunks(workspace):
+    idle = workspace.tick()
+    assert idle.run_requests == []
+    with pymupdf.open() as document:
+        document.new_page().insert_textbox((72, 120, 500, 700), PDF_TEXT)
+        (workspace.root / "data" / "inbox" / "tiny").mkdir(parents=True)
+        document.save(workspace.root / "data" / "inbox" / "tiny" / "sharing.pdf")
+    found = workspace.tick(idle.cursor)
+    assert [(request.partition_key, request.run_key[:5]) for request in found.run_requests] == [("tiny", "tiny:")]
+    assert workspace.tick(found.cursor).run_requests == []
+
+    workspace.run(stages=["collect", "corpus"])
+    pages = workspace.read("clean_documents").filter(pl.col("url") == "inbox/sharing.pdf")
+    chunks = workspace.read("chunks").filter(pl.col("document_id").is_in(pages["document_id"].to_list()))
+    assert chunks["page"].unique().to_list() == [1]
+    assert workspace.read("chunk_vectors").height == workspace.read("chunks").height
 
 
 def test_version_survives_its_pages_changing(workspace):

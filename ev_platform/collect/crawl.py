@@ -100,7 +100,7 @@ async def _crawl(
         known = {address_key(row.url): row for row in previous}
         visitor = Visitor(sources, store, known, fetcher, journal, pool, user_agent)
         gates: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(2 * sources.per_host_concurrency))
-        # As many again as are fetched may be waiting for the disk: this bounds the bodies that are held in memory.
+        # As many again as are fetched may be waiting for a thread: this bounds the bodies that are held in memory.
         all_gates = asyncio.Semaphore(2 * sources.concurrency)
 
         async def visit(address: Address) -> tuple[RawBody, list[str]]:

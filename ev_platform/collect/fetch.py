@@ -124,9 +124,11 @@ class Fetcher:
         return await self._renderer.render(answer)
 
     async def close(self) -> None:
-        """Close all connections, and end the browser if one was started."""
-        await self._client.close()
-        await self._renderer.close()
+        """End the browser, if one was started, and close all connections."""
+        try:
+            await self._renderer.close()
+        finally:
+            await self._client.close()
 
     def _redirect_target(self, answer: Answer) -> str | None:
         # A mirror's server knows nothing of the address it stands for, so its Location counts from its own.

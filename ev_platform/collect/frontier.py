@@ -79,7 +79,8 @@ class Frontier:
     def add_links(self, urls: Iterable[str], depth: int, referrer: str) -> None:
         """Take the links of a page in."""
         for url in urls:
-            if address_key(url) not in self._seen:  # most are in there; this is the crawl's innermost loop
+            # Most are in there, and most as they are written: this is the crawl's innermost loop.
+            if url not in self._seen and address_key(url) not in self._seen:
                 self.add(Address(url, depth, referrer))
 
     def next(self, *, is_idle: bool) -> Address | None:

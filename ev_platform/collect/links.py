@@ -41,7 +41,7 @@ class PageLinks:
 # it starts, to the end of the page if need be, so the time is linear whatever comes.
 _RAW = "script|style|textarea|title|xmp|iframe|noembed|noframes"
 _TAG = re.compile(
-    rf"""<(?:!--(?:-?>|.*?(?:--!?>|\Z))
+    rf"""<(?=[!abimnstx])(?:!--(?:-?>|.*?(?:--!?>|\Z))
     |({_RAW})\b.*?(?:</\1\b|\Z)
     |(a|area|base|meta)(?=[\s/>])((?:[^>"']++|"[^"]*+(?:"|\Z)|'[^']*+(?:'|\Z))*+)(>?))""",
     re.DOTALL | re.IGNORECASE | re.VERBOSE,
@@ -49,12 +49,21 @@ _TAG = re.compile(
 _ATTRIBUTE = re.compile(r"""([^\s=/"'>]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>][^\s>]*)))?""")
 
 
-@lru_cache(maxsize=20_000)  # a site's pages share most of their links
 def _attributes(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE.findall(text):
         found.setdefault(name.lower(), unescape(double or single or bare))
     return found
+
+
+@lru_cache(maxsize=20_000)  # a site's pages share most of their links
+def _href(text: str, obey: bool) -> str | None:
+    """Return where the attributes of an `<a>` lead, or None where that is nowhere, too far, or not to be followed."""
+    attributes = _attributes(text)
+    if obey and "nofollow" in attributes.get("rel", "").lower().split():
+        return None
+    href = attributes.get("href")
+    return href if href is not None and len(href) <= MAX_ADDRESS_CHARS else None
 
 
 def read_links(body: bytes, url: str, *, agent: str = "robots", obey: bool = True) -> PageLinks:
@@ -79,20 +88,18 @@ def read_links(body: bytes, url: str, *, agent: str = "robots", obey: bool = Tru
     hrefs: dict[str, None] = {}
     rules: list[tuple[str, str]] = []
     for _, tag, written, end in _TAG.findall(text):
-        kind = tag.lower()
         if not end:  # a comment, raw text, or a tag that the page ends in
             continue
-        attributes = (_attributes if len(written) <= CACHED_CHARS else _attributes.__wrapped__)(written)
+        kind = tag.lower()
         if kind in ("a", "area"):
-            href = attributes.get("href")
-            if href is None or len(href) > MAX_ADDRESS_CHARS:
-                continue
-            if obey and "nofollow" in attributes.get("rel", "").lower().split():
-                continue
-            hrefs[href] = None
-            if len(hrefs) >= MAX_LINKS:
-                break
-        elif kind == "base":
+            href = (_href if len(written) <= CACHED_CHARS else _href.__wrapped__)(written, obey)
+            if href is not None:
+                hrefs[href] = None
+                if len(hrefs) >= MAX_LINKS:
+                    break
+            continue
+        attributes = _attributes(written)
+        if kind == "base":
             base = base or attributes.get("href")
         elif obey and (name := attributes.get("name", "").strip().lower()) in ("robots", agent):
             rules += [(f"meta {name}", rule) for rule in _rules(attributes.get("content", ""))]

@@ -45,10 +45,10 @@ class Answer:
 
 
 class Client:
-    """Sends GET requests, at most one a handle, over connections that are kept for the next ones.
+    """Sends GET requests, over connections that are kept for the next ones; made and closed within one event loop.
 
-    It stands directly on curl_cffi's event loop for curl: what its sessions do for every request (some thirty options,
-    a cookie jar, an object of the answer) takes longer than the transfer of a page.
+    It stands directly on curl_cffi's `AsyncCurl`: what a session does for every request (all options anew, a cookie
+    jar, an object of the answer) takes longer than the transfer of a page. No cookie is ever kept.
 
     Args:
         headers: Sent with every request.

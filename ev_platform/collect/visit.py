@@ -102,19 +102,18 @@ class Visitor:
         if asked.drop_reason:
             return Visit(keep_first_seen(asked, before)), PageLinks([])
         media_type = sniff(answer.body)
-        row = replace(asked, content_type=media_type, n_bytes=len(answer.body))
         if media_type not in (HTML, PDF):
-            row = replace(row, drop_reason="unsupported_type", drop_detail=media_type)
+            refused = {"drop_reason": "unsupported_type", "drop_detail": media_type}
+            row = replace(asked, content_type=media_type, n_bytes=len(answer.body), **refused)
             return Visit(keep_first_seen(row, before)), PageLinks([])
         body = answer.body
         if media_type == HTML and self._sources.fetcher == "browser":
             body = await self._fetcher.render(answer)
         sha, path = await self._work(body, self._store_body, body)
-        row = replace(
-            row, kind="web" if media_type == HTML else "pdf", content_sha256=sha, path=path, n_bytes=len(body)
-        )
+        kind = "web" if media_type == HTML else "pdf"
+        row = replace(asked, kind=kind, content_type=media_type, content_sha256=sha, path=path, n_bytes=len(body))
         visit, page = await self._judged(row, header, body)
-        return replace(visit, row=keep_first_seen(visit.row, before)), page
+        return Visit(keep_first_seen(visit.row, before), header), page
 
     async def _judged(self, row: RawBody, header: str | None, body: bytes | None = None) -> tuple[Visit, PageLinks]:
         """Apply the robots rules that came with a page, or that its stored body holds."""

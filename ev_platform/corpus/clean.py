@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -19,13 +20,20 @@ from ev_platform.tasks import CorpusConfig
 CLUSTER_JACCARD = 0.5
 
 
-def clean_documents(documents: pl.DataFrame, description: str, config: CorpusConfig) -> dict[str, pl.DataFrame]:
+def clean_documents(
+    documents: pl.DataFrame,
+    description: str,
+    config: CorpusConfig,
+    previous: Sequence[pl.DataFrame] = (),
+) -> dict[str, pl.DataFrame]:
     """Split documents into those that are kept and those that are dropped.
 
     Args:
         documents: The `documents` table.
         description: The task in words; relevance is measured against it.
         config: Thresholds.
+        previous: Tables that this same code made with the same description; a page whose relevance stands in one of
+            them is not measured again.
 
     Returns:
         The tables `clean_documents` and `dropped_documents`; their rows add up to the input's.
@@ -54,7 +62,16 @@ def clean_documents(documents: pl.DataFrame, description: str, config: CorpusCon
             drop(row, *verdict)
         else:
             kept.append(row)
-    for row, relevance in zip(kept, relevances(kept, description), strict=True):
+    known = {
+        (url, title, text): relevance
+        for table in previous
+        for url, title, text, relevance in table.select("url", "title", "text", "relevance").iter_rows()
+        if relevance is not None
+    }
+    for row in kept:
+        row["relevance"] = known.get((row["url"], row["title"], row["text"]))
+    new = [row for row in kept if row["relevance"] is None]
+    for row, relevance in zip(new, relevances(new, description), strict=True):
         row["relevance"] = relevance
     for row in [row for row in kept if row["relevance"] < config.min_relevance]:
         drop(row, "off_topic", f"relevance {row['relevance']:.3f} < {config.min_relevance}")

@@ -74,7 +74,13 @@ def documents(
 )
 def clean(context: dg.AssetExecutionContext, store: StoreResource, documents: Table) -> Iterator[dg.Output[Record]]:
     """Filter and deduplicate."""
-    task = store.task(context.partition_key)
+    task, opened = store.task(context.partition_key), store.store()
+    before = [opened.current(table, task.name) for table in ("clean_documents", "dropped_documents")]
+    known = [
+        opened.read(record.table, task.name)
+        for record in before
+        if record and record.code_version == CODE and record.config["description"] == task.description
+    ]
     yield from build(
         context,
         store,
@@ -82,7 +88,7 @@ def clean(context: dg.AssetExecutionContext, store: StoreResource, documents: Ta
         inputs={"documents": documents},
         config={"description": task.description, **task.config.corpus.model_dump(mode="json")},
         code=CODE,
-        compute=lambda: corpus.clean_documents(documents.frame, task.description, task.config.corpus),
+        compute=lambda: corpus.clean_documents(documents.frame, task.description, task.config.corpus, known),
     )
 
 

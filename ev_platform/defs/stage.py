@@ -26,7 +26,7 @@ FORCE_TAG = "ev/force"
 OWNERS = ["team:ml-platform"]
 
 _KINDS = {
-    "raw_pages": {"scrapling", "parquet"},
+    "raw_pages": {"http", "parquet"},
     "raw_pdfs": {"pdf", "parquet"},
     "adapter": {"pytorch", "huggingface"},
     "base_model": {"pytorch", "huggingface"},

@@ -153,16 +153,36 @@ class EvaluationConfig(_Strict):
     bootstrap: int = Field(default=2000, ge=100)
 
 
+class Columns(_Strict):
+    """What the columns of `train` and `test` are called, where their names say nothing (`columns: {question: text}`).
+
+    Attributes:
+        question: The column with what is asked, or with the text to label.
+        answer: The column with the answer, or with the label.
+        context: The column with the passage to answer from.
+        source: The column with the address of the document that holds the answer.
+    """
+
+    question: str | None = None
+    answer: str | None = None
+    context: str | None = None
+    source: str | None = None
+
+
 class TaskConfig(_Strict):
     """`config.yaml`.
 
     Attributes:
         type: Task type.
+        columns: Of the files of rows.
+        no_answer: What is answered where a row (SQuAD 2.0) says that its passage does not hold the answer.
         recipe: Name of a recipe in `ev_platform/training/recipes`, or the path of one below the task's folder.
         base_model: Replaces the recipe's base model.
     """
 
     type: str = "open_book_qa"
+    columns: Columns = Columns()
+    no_answer: str = Field(default="The passages do not say.", min_length=1)
     recipe: str = "smollm2-135m-cpu"
     base_model: str | None = None
     corpus: CorpusConfig = CorpusConfig()
@@ -172,11 +192,17 @@ class TaskConfig(_Strict):
 
 
 class JobDescription(BaseModel):
-    """`job_description.json`: the task in a sentence or two, as a model and a teacher will read it."""
+    """`job_description.json`: the task in a sentence or two, as a model and a teacher will read it.
+
+    Attributes:
+        task_description: What the model is for.
+        classes_description: What each label of a classification task means.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     task_description: str = Field(min_length=10)
+    classes_description: dict[str, str] = {}
 
 
 def _explain(error: ValidationError) -> str:

@@ -1,20 +1,35 @@
-"""The rows that people wrote: `train.csv|jsonl` and `test.csv|jsonl`, checked one by one."""
+"""The rows that people wrote: `train` and `test` as CSV, JSONL, JSON or SQuAD, checked one by one.
+
+Columns are found by their names: `question` and `answer`; `text` and `label` or `category`; `instruction`, `input` and
+`output`; chat `messages`. `columns` in config.yaml names any others. How files are parsed is in `formats` and `squad`;
+what rows say about each other is in `folders`.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import Task
+from ev_platform.tasks import Columns, Task
+from ev_platform.tasks.formats import (
+    Problem,
+    Record,
+    as_record,
+    check_value,
+    find_files,
+    parse_json,
+    read_csv,
+    read_jsonl,
+    read_text,
+)
+from ev_platform.tasks.squad import SquadQuestion, read_squad
 
 REQUIRED = ("question", "answer")
-OPTIONAL = ("context", "source")
-MAX_FIELD_CHARS = 200_000
+_INSTRUCTION = ("instruction", "output")
+_PAIRS = (REQUIRED, ("text", "label"), ("text", "category"), _INSTRUCTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +39,13 @@ class TaskRow:
     Attributes:
         split: `train` or `test`.
         where: File and row, as a person would look it up.
-        question: Not empty.
-        answer: Not empty.
+        question: Not empty; the text of a classification row.
+        answer: Not empty; the label of a classification row, `no_answer` of config.yaml where there is no answer.
         context: The passage to answer from, where the row brings it.
         source: Address of the document that holds the answer (`#page=N` for a PDF's page), where it is known.
+        answers: All accepted answers, where the file gives more than one field for them (SQuAD).
+        answer_start: Where the answer begins in the context, in characters, where the file says so.
+        is_answerable: False where the file says that the context does not hold the answer.
     """
 
     split: str
@@ -36,6 +54,9 @@ class TaskRow:
     answer: str
     context: str | None
     source: str | None
+    answers: tuple[str, ...] = ()
+    answer_start: int | None = None
+    is_answerable: bool = True
 
 
 def read_rows(task: Task, split: str) -> list[TaskRow]:
@@ -44,61 +65,166 @@ def read_rows(task: Task, split: str) -> list[TaskRow]:
     Raises:
         UserError: If the file is missing, malformed, or a row lacks a question or an answer; names file and row.
     """
-    for name in (f"{split}.csv", f"{split}.jsonl"):
-        file = task.folder / name
-        if file.exists():
-            rows = [_row(split, file, number, data) for number, data in _records(file)]
-            if not rows:
-                raise UserError(f"{file} has no rows: write at least one question and answer.")
-            return rows
-    raise UserError(f"{task.folder / split}.csv is missing: write a table with the columns question and answer.")
+    rows = []
+    for row in scan_rows(task, split):
+        if isinstance(row, Problem):
+            raise UserError(row.sentence)
+        rows.append(row)
+    return rows
 
 
-def _records(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
+def scan_rows(task: Task, split: str) -> Iterator[TaskRow | Problem]:
+    """Yield the rows of one split in the file's order, and in place of a row that cannot be used what is wrong.
+
+    Raises:
+        UserError: If the file is missing, cannot be parsed at all, or has no rows.
+    """
+    files = find_files(task.folder, split)
+    if not files:
+        raise UserError(f"{task.folder / split}.csv is missing: write a table with the columns question and answer.")
+    file = files[0]
+    n_rows = 0
+    for row in _scan(file, split, task):
+        n_rows += 1
+        yield row
+    if not n_rows:
+        raise UserError(f"{file} has no rows: write at least one question and answer.")
+
+
+def scan_texts(task: Task) -> Iterator[str | Problem]:
+    """Yield the texts of `unstructured.csv` (or `.jsonl`, `.json`), one for each row, from its column `context`.
+
+    Raises:
+        UserError: If the file is missing, cannot be parsed at all, or lacks the column.
+    """
+    files = find_files(task.folder, "unstructured")
+    if not files:
+        raise UserError(f"{task.folder / 'unstructured.csv'} is missing: write a table with the column context.")
+    header, records = _records(files[0])
+    if header is not None:
+        _require(files[0], header, {"context": "context"}, Columns())
+    for record in records:
+        if isinstance(record, Problem | SquadQuestion):
+            yield record.context if isinstance(record, SquadQuestion) else record
+        else:
+            yield check_value(files[0], record.place, "context", record.data.get("context"))
+
+
+def _records(file: Path) -> tuple[list[str] | None, Iterator[Record | Problem | SquadQuestion]]:
+    """Return the names of a table's header, None where each row has its own, and the rows."""
+    if file.suffix == ".csv":
+        return read_csv(file)
     if file.suffix == ".jsonl":
-        # Not splitlines: a JSON string may hold U+2028 and its like as they are.
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                try:
-                    data = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{file} row {number} is not JSON: {error.msg} at column {error.colno}.") from error
-                if not isinstance(data, dict):
-                    raise UserError(f"{file} row {number} is not a JSON object with question and answer.")
-                yield number, data
-        return
-    csv.field_size_limit(MAX_FIELD_CHARS)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    number = -1  # of the last record read, from 0; the header is row 1 to a person
-    try:
-        for number, cells in enumerate(reader):
-            if header is None:
-                header = [name.strip() for name in cells]
-                missing = [name for name in REQUIRED if name not in header]
-                if missing:
-                    raise UserError(f"{file} row 1 (the header) lacks the column {missing[0]!r}; it has {header}.")
-            elif not cells:
-                continue  # an empty line, often the last one of a file
-            elif len(cells) != len(header):
-                raise UserError(f"{file} row {number + 1} has {len(cells)} fields, the header has {len(header)}.")
-            else:
-                yield number + 1, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{file} row {number + 2} is malformed CSV: {error}.") from error
+        return None, read_jsonl(file)
+    data = parse_json(read_text(file), str(file))
+    if isinstance(data, dict) and "data" in data:
+        return None, read_squad(file, data)
+    if not isinstance(data, list):
+        raise UserError(f"{file} is neither a list of objects nor a SQuAD file with data, paragraphs and qas.")
+    return None, (as_record(file, f"row {number}", item) for number, item in enumerate(data, 1))
 
 
-def _row(split: str, file: Path, number: int, data: dict[str, str | None]) -> TaskRow:
-    values: dict[str, str | None] = {}
-    for name in REQUIRED + OPTIONAL:
-        value = data.get(name)
-        if value is not None and not isinstance(value, str):
-            raise UserError(f"{file} row {number}: {name} is {type(value).__name__}, not text.")
-        values[name] = (value or "").strip() or None
-        if name in REQUIRED and values[name] is None:
-            raise UserError(f"{file} row {number}: {name} is empty.")
-    return TaskRow(split, f"{file.name} row {number}", **values)  # type: ignore[arg-type]
+def _scan(file: Path, split: str, task: Task) -> Iterator[TaskRow | Problem]:
+    columns = task.config.columns
+    header, found = _records(file)
+    if header:
+        _require(file, header, _fields(header, columns), columns)
+    records = [_from_chat(file, record) if isinstance(record, Record) else record for record in found]
+    is_one = _has_one_instruction([record for record in records if isinstance(record, Record)])
+    for record in records:
+        if isinstance(record, Problem):
+            yield record
+        elif isinstance(record, SquadQuestion):
+            answer = record.answers[0] if record.answers else task.config.no_answer
+            where = f"{file.name} {record.place}"
+            yield TaskRow(
+                split,
+                where,
+                record.question,
+                answer,
+                record.context,
+                None,
+                answers=record.answers,
+                answer_start=record.answer_start,
+                is_answerable=bool(record.answers),
+            )
+        else:
+            yield _row(file, split, record, _fields(record.data, columns, is_one_instruction=is_one))
+
+
+def _fields(names: Collection[str], columns: Columns, *, is_one_instruction: bool = False) -> dict[str, str]:
+    """Return the column of each field of a row."""
+    question, answer = next((pair for pair in _PAIRS if set(pair) <= set(names)), REQUIRED)
+    fields = {"question": question, "answer": answer, "context": "context", "source": "source"}
+    if (question, answer) == _INSTRUCTION and "input" in names:
+        fields["question" if is_one_instruction else "context"] = "input"
+    return fields | columns.model_dump(exclude_none=True)
+
+
+def _has_one_instruction(records: Sequence[Record]) -> bool:
+    """Whether all rows share one instruction: it is the task's then, and the input is the question."""
+    instructions = {record.data.get("instruction") for record in records if _hashable(record.data.get("instruction"))}
+    return len(records) > 1 and len(instructions) == 1 and all(record.data.get("input") for record in records)
+
+
+def _hashable(value: Any) -> bool:
+    return not isinstance(value, dict | list)
+
+
+def _require(file: Path, header: list[str], fields: dict[str, str], columns: Columns) -> None:
+    asked = columns.model_dump(exclude_none=True)
+    for field, column in fields.items():
+        if header.count(column) > 1:
+            raise UserError(f"{file} row 1 (the header) names the column {column!r} twice: rename one of them.")
+        if column in header or (field not in (*REQUIRED, *asked) and fields.keys() != {field}):
+            continue
+        if len(header) == 1 and (found := next((mark for mark in ";\t|" if mark in header[0]), None)):
+            raise UserError(f"{file} row 1 (the header) is separated by {found!r}: save the file with commas.")
+        said = f"{file} row 1 (the header) lacks the column {column!r}"
+        if field in asked:
+            raise UserError(f"{said}, which config.yaml names for {field}; it has {header}.")
+        hint = f" Write it, or name another in config.yaml (columns: {{{field}: ...}})." if len(fields) > 1 else ""
+        raise UserError(f"{said}; it has {header}.{hint}")
+
+
+def _from_chat(file: Path, record: Record) -> Record | Problem:
+    """Return a chat of one question and its answer as those; any other record as it is."""
+    turns = record.data.get("messages")
+    if turns is None or "question" in record.data:
+        return record
+
+    def wrong(what: str) -> Problem:
+        return Problem(f"{file} {record.place}: messages {what}", file.name, record.place, "messages")
+
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        return wrong("is not a list of objects with role and content.")
+    roles = [str(turn.get("role")) for turn in turns]
+    if roles[roles[:1] == ["system"] :] != ["user", "assistant"]:
+        said = ", ".join(roles[:5]) + (", ..." if len(roles) > 5 else "") or "none"
+        return wrong(f"has the turns {said}: only one of user and one of assistant, after a system turn, can be read.")
+    question, answer = (turn.get("content") for turn in turns[-2:])
+    return Record(record.place, record.data | {"question": question, "answer": answer})
+
+
+def _row(file: Path, split: str, record: Record, fields: dict[str, str]) -> TaskRow | Problem:
+    if not any(fields[name] in record.data for name in REQUIRED):
+        said = f"has neither {fields['question']!r} nor {fields['answer']!r}, but {sorted(record.data)}"
+        return Problem(
+            f"{file} {record.place} {said}: name its columns in config.yaml (columns: {{question: ..., answer: ...}}).",
+            file.name,
+            record.place,
+        )
+    values: dict[str, str] = {}
+    for field, column in fields.items():
+        value = check_value(file, record.place, column, record.data.get(column), required=field in REQUIRED)
+        if isinstance(value, Problem):
+            return value
+        values[field] = value
+    return TaskRow(
+        split,
+        f"{file.name} {record.place}",
+        values["question"],
+        values["answer"],
+        values["context"] or None,
+        values["source"] or None,
+    )

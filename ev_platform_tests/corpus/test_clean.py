@@ -7,6 +7,7 @@ import pytest
 from ev_platform.corpus.clean import CLUSTER_JACCARD, clean_documents
 from ev_platform.corpus.duplicates import similar_pairs
 from ev_platform.corpus.language import detect_language
+from ev_platform.corpus.relevance import relevances
 from ev_platform.records import schema_of
 from ev_platform.storage import now, short_id
 from ev_platform.tasks import CorpusConfig
@@ -103,6 +104,20 @@ def test_each_reason_is_given_once_and_the_rest_is_kept():
     assert details[near].endswith("with https://a.example/charging.html")
     survivors = dict(dropped.drop_nulls("duplicate_of").select("fetched_url", "duplicate_of").rows())
     assert survivors == dict.fromkeys((copy, near), kept["document_id"][0])
+
+
+def test_relevance_that_is_known_is_not_measured_again(monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        "ev_platform.corpus.clean.relevances",
+        lambda pages, about: measured.extend(page["text"] for page in pages) or relevances(pages, about),
+    )
+    first = clean_documents(documents(CHARGING, GARDEN), ABOUT, CONFIG)
+    again = clean_documents(documents(CHARGING, GARDEN, PUBLIC), ABOUT, CONFIG, list(first.values()))
+    assert measured == [CHARGING, GARDEN, PUBLIC]
+    fresh = clean_documents(documents(CHARGING, GARDEN, PUBLIC), ABOUT, CONFIG)
+    for table, frame in again.items():
+        assert frame.drop("fetched_at").equals(fresh[table].drop("fetched_at"))
 
 
 def test_clean_of_nothing_gives_both_tables_empty():
