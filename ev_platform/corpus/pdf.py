@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 from ev_platform.corpus.extracted import Extracted, UnusableError, licence_id, normalise
-from ev_platform.corpus.pdf_pages import Block
+from ev_platform.corpus.pdf_pages import Block, layout_parser
 
 # A file with less text than this is a picture of text: nothing can be learned from it without OCR.
 MIN_CHARS_PER_PDF = 20
@@ -71,6 +71,7 @@ def open_pdf(path: Path, max_pages: int) -> PdfFacts:
         UnusableError: With the reason `broken_pdf`, `encrypted_pdf`, `truncated_pdf`, `too_many_pages` or
             `image_only_pdf`.
     """
+    layout_parser()  # before pymupdf, which loads the models as they are set up then
     import pymupdf
 
     pymupdf.TOOLS.mupdf_display_errors(False)

@@ -34,7 +34,7 @@ class Block:
 
 def read_pages(path: Path, start: int, stop: int) -> list[list[Block]]:
     """Return the blocks of the pages `start` (0-based) to `stop`, exclusive, in reading order."""
-    layout = _layout_parser()
+    layout = layout_parser()
     import pymupdf
 
     pages = []
@@ -60,12 +60,12 @@ def read_pages(path: Path, start: int, stop: int) -> list[list[Block]]:
     return pages
 
 
-def _layout_parser() -> Any:
+def layout_parser() -> Any:
     """Import the layout parser, with its models set up for one process of several.
 
     One thread for each model: the processes are what runs side by side. And the memory arena that the parser turns off,
     to stay small in a process that lives long: without it a third of the time goes into asking for the same memory
-    again. Same results; a worker does not live long.
+    again. Same results; a worker does not live long. Must come before the process's first `import pymupdf`.
     """
     import onnxruntime
 
