@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -30,6 +31,11 @@ keys_app = typer.Typer(
     no_args_is_help=True, help="API keys of the endpoint.\n\nExample: `ev-platform keys create laptop`"
 )
 models_app = typer.Typer(no_args_is_help=True, help="Registered model versions.\n\nExample: `ev-platform models list`")
+task_app = typer.Typer(
+    no_args_is_help=True,
+    help="Task folders: make one, check one.\n\nExample: `ev-platform task check tasks/heat_pumps`",
+)
+app.add_typer(task_app, name="task")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 
@@ -208,6 +214,52 @@ def query(
     from ev_platform.storage import Store
 
     show_query(Store(get_settings().data_root), sql, max_rows=limit, max_width=console.width)
+
+
+@task_app.command("new")
+@_plain_errors
+def task_new(
+    name: Annotated[str, typer.Argument(help="Letters, digits, _ and -.")],
+    description: Annotated[str, typer.Option(help="What the model is for, in a sentence or two.")],
+    task_type: Annotated[str, typer.Option("--type", help="Task type.")] = "open_book_qa",
+) -> None:
+    """Write a task folder below EV_TASKS_DIR to fill in; nothing that exists is overwritten.
+
+    Example: `ev-platform task new heat_pumps --type open_book_qa --description "Answer questions about heat pumps."`
+    """
+    from ev_platform.tasks.folders import new_task
+
+    folder = new_task(name, task_type, description, get_settings().tasks_root)
+    console.print(f"Made {escape(str(folder))}: its README.md says what to fill in.", soft_wrap=True, highlight=False)
+    console.print(f"Then: `ev-platform task check {escape(str(folder))}`", soft_wrap=True, highlight=False)
+
+
+@task_app.command("check")
+@_plain_errors
+def task_check(
+    folder: Annotated[Path, typer.Argument(help="The task's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every finding and pair.")] = False,
+) -> None:
+    """Say what is in a task folder, what stops a run, and what is doubtful about its rows; exit code 1 if a run stops.
+
+    Example: `ev-platform task check tasks/heat_pumps`
+    """
+    from ev_platform.tasks.folders import check_folder
+    from ev_platform.tasks.folders.show import print_report
+
+    settings = get_settings()
+    folder = folder.resolve()
+    report = check_folder(folder, settings.data_root / "inbox" / folder.name)
+    if as_json:
+        sys.stdout.write(json.dumps(report.as_dict(), ensure_ascii=False, indent=2) + "\n")
+    else:
+        print_report(console, report)
+        if report.is_ok:
+            where = "" if folder.parent == settings.tasks_root else f"EV_TASKS_DIR={folder.parent} "
+            said = f"Nothing stops a run: `{where}ev-platform run --task {report.task}`"
+            console.print(escape(said), soft_wrap=True, highlight=False)
+    if not report.is_ok:
+        raise typer.Exit(1)
 
 
 @keys_app.command("create")

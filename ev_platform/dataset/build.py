@@ -168,7 +168,7 @@ def validate_candidates(candidates: pl.DataFrame, chunks: pl.DataFrame) -> dict[
     rows = list(candidates.iter_rows(named=True))
     tests = [row for row in rows if row["split"] == "test"]
     test_clusters: dict[str, str] = {row["cluster_id"]: row["row"] for row in tests if row["cluster_id"]}
-    test_grams = [(_grams(row["question"]), row["row"]) for row in tests]
+    test_grams = [(word_trigrams(row["question"]), row["row"]) for row in tests]
     examples: list[Example] = []
     rejected: list[RejectedExample] = []
     asked: dict[str, str] = {}
@@ -204,7 +204,7 @@ def _judge(
     met = test_clusters.get(row["cluster_id"])
     if met is not None:
         return "document_of_test", f"its document also holds {met}"
-    grams = _grams(question)
+    grams = word_trigrams(question)
     for other, where in test_grams:
         shared = len(grams & other) / max(1, min(len(grams), len(other)))
         if shared > MAX_QUESTION_OVERLAP:
@@ -219,7 +219,8 @@ def _judge(
     return None
 
 
-def _grams(text: str) -> set[str]:
+def word_trigrams(text: str) -> set[str]:
+    """Return the word 3-grams of a text; a shorter text is one gram."""
     tokens = words(text)
     return {" ".join(tokens[i : i + 3]) for i in range(max(1, len(tokens) - 2))}
 
@@ -237,12 +238,12 @@ def leaking_rows(training: pl.DataFrame, benchmark: pl.DataFrame, chunks: pl.Dat
     for chunk, cluster in chunks.select("chunk_id", "cluster_id").iter_rows():
         if cluster in clusters:
             held_out.setdefault(chunk, clusters[cluster])
-    grams = [(_grams(row["question"]), row["question"]) for row in test_rows]
+    grams = [(word_trigrams(row["question"]), row["question"]) for row in test_rows]
     for row in training.iter_rows(named=True):
         if row["cluster_id"] in clusters:
             leaks.append(("document_of_test", row["question"], clusters[row["cluster_id"]]))
         leaks += [("passage_of_test", row["question"], held_out[c]) for c in row["context_chunk_ids"] if c in held_out]
-        own = _grams(row["question"])
+        own = word_trigrams(row["question"])
         leaks += [
             ("overlaps_test_question", row["question"], question)
             for other, question in grams

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ev_platform.errors import UserError
 from ev_platform.tasks import Columns, Task
@@ -101,11 +100,13 @@ def scan_texts(task: Task) -> Iterator[str | Problem]:
     if not files:
         raise UserError(f"{task.folder / 'unstructured.csv'} is missing: write a table with the column context.")
     header, records = _records(files[0])
-    if header is not None:
-        _require(files[0], header, {"context": "context"}, Columns())
+    if header and header.count("context") != 1:
+        raise UserError(f"{files[0]} row 1 (the header) does not name one column 'context'; it has {header}.")
     for record in records:
-        if isinstance(record, Problem | SquadQuestion):
-            yield record.context if isinstance(record, SquadQuestion) else record
+        if isinstance(record, Problem):
+            yield record
+        elif isinstance(record, SquadQuestion):
+            yield record.context
         else:
             yield check_value(files[0], record.place, "context", record.data.get("context"))
 
@@ -128,7 +129,7 @@ def _scan(file: Path, split: str, task: Task) -> Iterator[TaskRow | Problem]:
     columns = task.config.columns
     header, found = _records(file)
     if header:
-        _require(file, header, _fields(header, columns), columns)
+        _check_header(file, header, _fields(header, columns), columns.model_dump(exclude_none=True))
     records = [_from_chat(file, record) if isinstance(record, Record) else record for record in found]
     is_one = _has_one_instruction([record for record in records if isinstance(record, Record)])
     for record in records:
@@ -154,37 +155,37 @@ def _scan(file: Path, split: str, task: Task) -> Iterator[TaskRow | Problem]:
 
 def _fields(names: Collection[str], columns: Columns, *, is_one_instruction: bool = False) -> dict[str, str]:
     """Return the column of each field of a row."""
+    configured = columns.model_dump(exclude_none=True)
     question, answer = next((pair for pair in _PAIRS if set(pair) <= set(names)), REQUIRED)
     fields = {"question": question, "answer": answer, "context": "context", "source": "source"}
-    if (question, answer) == _INSTRUCTION and "input" in names:
+    if (question, answer) == _INSTRUCTION and "input" in names and "input" not in configured.values():
         fields["question" if is_one_instruction else "context"] = "input"
-    return fields | columns.model_dump(exclude_none=True)
+    return fields | configured
 
 
 def _has_one_instruction(records: Sequence[Record]) -> bool:
     """Whether all rows share one instruction: it is the task's then, and the input is the question."""
-    instructions = {record.data.get("instruction") for record in records if _hashable(record.data.get("instruction"))}
-    return len(records) > 1 and len(instructions) == 1 and all(record.data.get("input") for record in records)
+    instructions = [record.data.get("instruction") for record in records]
+    is_shared = (
+        len(records) > 1 and isinstance(instructions[0], str) and all(i == instructions[0] for i in instructions)
+    )
+    return is_shared and all(record.data.get("input") for record in records)
 
 
-def _hashable(value: Any) -> bool:
-    return not isinstance(value, dict | list)
-
-
-def _require(file: Path, header: list[str], fields: dict[str, str], columns: Columns) -> None:
-    asked = columns.model_dump(exclude_none=True)
+def _check_header(file: Path, header: list[str], fields: dict[str, str], configured: Collection[str]) -> None:
     for field, column in fields.items():
         if header.count(column) > 1:
             raise UserError(f"{file} row 1 (the header) names the column {column!r} twice: rename one of them.")
-        if column in header or (field not in (*REQUIRED, *asked) and fields.keys() != {field}):
+        if column in header or (field not in REQUIRED and field not in configured):
             continue
         if len(header) == 1 and (found := next((mark for mark in ";\t|" if mark in header[0]), None)):
             raise UserError(f"{file} row 1 (the header) is separated by {found!r}: save the file with commas.")
         said = f"{file} row 1 (the header) lacks the column {column!r}"
-        if field in asked:
+        if field in configured:
             raise UserError(f"{said}, which config.yaml names for {field}; it has {header}.")
-        hint = f" Write it, or name another in config.yaml (columns: {{{field}: ...}})." if len(fields) > 1 else ""
-        raise UserError(f"{said}; it has {header}.{hint}")
+        raise UserError(
+            f"{said}; it has {header}: write it, or name another in config.yaml (columns: {{{field}: ...}})."
+        )
 
 
 def _from_chat(file: Path, record: Record) -> Record | Problem:

@@ -104,7 +104,8 @@ def test_rows_of_jsonl_hold_a_raw_line_separator(read):
         (HEADER + ",Because.\n", "row 2: question is empty."),
         (
             "question,reply\nWhy?,Because.\n",
-            "row 1 (the header) lacks the column 'answer'; it has ['question', 'reply'].",
+            "row 1 (the header) lacks the column 'answer'; it has ['question', 'reply']: write it, or name another in "
+            "config.yaml (columns: {answer: ...}).",
         ),
         (HEADER, "has no rows: write at least one question and answer."),
         ("", "has no rows: write at least one question and answer."),
