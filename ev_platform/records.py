@@ -59,6 +59,7 @@ class RawBody:
     robots: (
         str  # what robots.txt said: "allowed", "disallowed", "none" (there is no file), "ignored" or "not_applicable"
     )
+    charset: str | None  # as the Content-Type header declares
     drop_reason: str | None  # why there is no usable body
     drop_detail: str | None
 

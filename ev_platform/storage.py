@@ -222,7 +222,12 @@ class Store:
             if record is None:
                 return pl.DataFrame(schema=schema_of(table))
             version = record.version
-        return pl.read_parquet(self._folder(table, task) / f"{version}.parquet").drop("task")
+        frame = pl.read_parquet(self._folder(table, task) / f"{version}.parquet")
+        # A version that an older release wrote may lack a column, or have one that is no longer there.
+        return frame.select(
+            pl.col(name) if name in frame.columns else pl.lit(None, dtype).alias(name)
+            for name, dtype in schema_of(table).items()
+        )
 
     def publish(
         self,

@@ -467,3 +467,11 @@ def test_record_on_disk_is_plain_json_with_the_fingerprint_of_its_rows(store):
     assert Metric(**store.read("eval_report", "cars").row(0, named=True)) == Metric(
         "s0", None, "f1", 2.0, None, None, 0
     )
+
+
+def test_version_of_an_older_release_is_read_with_what_it_lacks_empty(store):
+    frame = to_frame("raw_pages", [blank_row("https://a.example/", "web", Sources())])
+    record = store.publish("raw_pages", "t", frame)
+    file = store.root / "tables" / "raw_pages" / "t" / f"{record.version}.parquet"
+    pl.read_parquet(file).drop("charset").with_columns(old=1).write_parquet(file)
+    assert store.read("raw_pages", "t").equals(frame)

@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 
 import polars as pl
+from w3lib.encoding import html_body_declared_encoding, html_to_unicode, read_bom
 
 from ev_platform.records import RawBody
 from ev_platform.storage import now
@@ -16,6 +17,7 @@ from ev_platform.tasks import Sources
 
 HTML = "text/html"
 PDF = "application/pdf"
+MAX_SPOILT_SHARE = 0.01  # one letter in thirty is no ASCII in the plainest of other European languages
 
 # First bytes of what web servers hand out beside HTML and PDF; named in `drop_detail` so that a person sees what came.
 _SIGNATURES = (
@@ -28,7 +30,7 @@ _SIGNATURES = (
 )
 _HTML_ANYWHERE = re.compile(rb"<(!doctype\s+html|html|head|body)\b", re.I)
 _HTML_START = re.compile(
-    rb"(<!--.*?-->\s*)*<(a|article|b|br|center|div|font|h[1-6]|iframe|img|link|main|meta|ol|p|script|section|span|style"
+    rb"(?:(?><!--.*?-->)\s*)*+<(a|article|b|br|center|div|font|h[1-6]|iframe|img|link|main|meta|ol|p|script|section|span|style"
     rb"|table|title|ul)\b",
     re.I | re.S,
 )
@@ -58,6 +60,26 @@ def sniff(data: bytes) -> str:
     return "application/xml" if head.startswith(b"<?xml") else "text/plain"
 
 
+def decode_page(body: bytes, charset: str | None) -> str:
+    """Return the characters of a page that is not clean UTF-8.
+
+    Its byte order mark decides, then the header, then what the page declares; without any of them it is UTF-8 with a
+    few spoilt bytes, or windows-1252.
+
+    Args:
+        body: The page.
+        charset: As the Content-Type header declares.
+    """
+    if charset is None and read_bom(body)[0] is None and html_body_declared_encoding(body) is None:
+        text = body.decode("utf-8", "replace")
+        if text.count("\ufffd") <= MAX_SPOILT_SHARE * len(text):
+            return text
+    try:
+        return html_to_unicode(f"text/html; charset={charset}" if charset else None, body, default_encoding="cp1252")[1]
+    except (LookupError, UnicodeError):  # Python has codecs that are no charsets, such as "hex" and "undefined"
+        return body.decode("cp1252", "replace")
+
+
 def blank_row(url: str, kind: str, sources: Sources, *, depth: int = 0, referrer: str | None = None) -> RawBody:
     """Return the row of an address that has just been asked for, before anything is known of its body."""
     moment = now()
@@ -79,6 +101,7 @@ def blank_row(url: str, kind: str, sources: Sources, *, depth: int = 0, referrer
         depth=depth,
         referrer=referrer,
         robots="not_applicable",
+        charset=None,
         drop_reason=None,
         drop_detail=None,
     )

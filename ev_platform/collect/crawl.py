@@ -134,6 +134,12 @@ async def _crawl(
         next_unlinked = lambda *, is_idle: waiting.popleft() if waiting else None  # noqa: E731
         async with aclosing(_in_order(next_unlinked, visit, sources.max_pages - len(rows))) as visits:
             rows += [row async for row, _ in visits]
+        if waiting:
+            _log.warning(
+                "%s: max_pages is %d; %d known pages are kept unasked", task.name, sources.max_pages, len(waiting)
+            )
+            unasked = {address.url for address in waiting}
+            carried += [row for row in unlinked if row.url in unasked]
     return rows + carried
 
 

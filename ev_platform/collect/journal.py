@@ -6,6 +6,7 @@ here: the bodies (`storage`), and the crawl, which walks the same way again and 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 from dataclasses import dataclass, fields
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ev_platform.errors import UserError
 from ev_platform.records import RawBody
 from ev_platform.storage import now
 
@@ -41,13 +43,22 @@ class Journal:
     Args:
         file: Where it lies.
         key: Hash of all that the visits depend on; a journal with another key is discarded.
+
+    Raises:
+        UserError: If another process has it open.
     """
 
     def __init__(self, file: Path, key: str):
         self._file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = file.with_suffix(".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        except OSError as error:
+            self._lock.close()
+            raise UserError(f"Another crawl of the task {file.stem} is under way: wait until it has ended.") from error
         self._visits, n_bytes = _read(file, key)
         if n_bytes == 0:
-            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"key": key, "started_at": now().isoformat()}) + "\n")
         else:
             with file.open("r+b") as stored:
@@ -72,6 +83,7 @@ class Journal:
         self._out.close()
         if kind is None:
             self._file.unlink()
+        self._lock.close()
 
 
 def _read(file: Path, key: str) -> tuple[dict[str, Visit], int]:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from html import unescape
 
-from w3lib.encoding import html_to_unicode
-
+from ev_platform.collect.bodies import decode_page
 from ev_platform.collect.urls import MAX_ADDRESS_CHARS, normalise, page_links
 
 MAX_LINKS = 5_000  # of one page; pages for people have some hundreds
@@ -66,7 +65,9 @@ def _href(text: str, obey: bool) -> str | None:
     return href if href is not None and len(href) <= MAX_ADDRESS_CHARS else None
 
 
-def read_links(body: bytes, url: str, *, agent: str = "robots", obey: bool = True) -> PageLinks:
+def read_links(
+    body: bytes, url: str, *, charset: str | None = None, agent: str = "robots", obey: bool = True
+) -> PageLinks:
     """Read the pages and PDFs that a page's `<a href>` and `<area href>` name, and its `<meta name="robots">`.
 
     Links after the 5,000th, and those behind the first 4 MB, are not read.
@@ -74,6 +75,7 @@ def read_links(body: bytes, url: str, *, agent: str = "robots", obey: bool = Tru
     Args:
         body: HTML in any encoding, however broken.
         url: Where the body came from; relative links count from it, or from the page's `<base href>`.
+        charset: As the Content-Type header declares; heard where the page is not UTF-8.
         agent: Our product token in lower case (RFC 9309, section 2.2.1); rules that name it bind as those of `robots`.
         obey: Whether robots rules bind; if not, `rel="nofollow"` is overlooked as well.
     """
@@ -83,7 +85,7 @@ def read_links(body: bytes, url: str, *, agent: str = "robots", obey: bool = Tru
     except UnicodeDecodeError:
         text = ""
     if not text or "\x00" in text:  # UTF-16 without its mark is valid UTF-8
-        text = html_to_unicode(None, body)[1]
+        text = decode_page(body, charset)
     base: str | None = None
     hrefs: dict[str, None] = {}
     rules: list[tuple[str, str]] = []

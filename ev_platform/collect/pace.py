@@ -66,6 +66,8 @@ class Host:
             self._n_failed = 0
             return
         self._n_failed += 1
+        if failure == "http_500":  # says that a page is broken, not that the host is
+            self._n_failed = min(self._n_failed, CLOSE_AFTER - 1)
         self._last_failure = failure
         self._closed_until = monotonic() + CLOSED_S
 
@@ -96,5 +98,5 @@ def retry_after_s(header: str | None) -> float | None:
         return float(header)
     try:
         return max((parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None

@@ -103,14 +103,19 @@ def _read_xml(data: bytes) -> Iterator[tuple[bool, str]]:
     # Entities stay what they are: neither files (XXE) nor their multiples (billion laughs) come in. No tree is kept.
     options = {"resolve_entities": False, "no_network": True, "load_dtd": False, "huge_tree": False}
     try:
-        entries = etree.iterparse(io.BytesIO(data), events=("end",), tag=("{*}url", "{*}sitemap"), **options)
+        entries = etree.iterparse(io.BytesIO(data), events=("end",), **options)
         for _, entry in entries:
-            location = entry.find("{*}loc")
+            parent = entry.getparent()
+            if parent is None:
+                continue
+            kind = etree.QName(entry).localname
+            location = entry.find("{*}loc") if kind in ("url", "sitemap") else None
             if location is not None and location.text and not len(location):
-                yield etree.QName(entry).localname == "sitemap", location.text
-            entry.clear()
-            while entry.getprevious() is not None:
-                del entry.getparent()[0]
+                yield kind == "sitemap", location.text
+            if parent.getparent() is None:  # an entry of the list is done with
+                entry.clear()
+                while entry.getprevious() is not None:
+                    del parent[0]
         if etree.QName(entries.root).localname not in ("urlset", "sitemapindex"):
             raise ValueError(f"the document is <{etree.QName(entries.root).localname}>")
     except etree.XMLSyntaxError as error:

@@ -12,6 +12,8 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
+from w3lib.encoding import http_content_type_encoding
+
 from ev_platform.collect.bodies import HTML, PDF, as_gone, blank_row, keep_first_seen, sniff
 from ev_platform.collect.fetch import Fetcher
 from ev_platform.collect.frontier import Address
@@ -72,7 +74,11 @@ class Visitor:
     async def _ask(self, address: Address) -> tuple[Visit, PageLinks]:
         before = self._known.get(address_key(address.url))
         stored = before is not None and before.path is not None and (self._store.root / before.path).exists()
-        answer = await self._fetcher.fetch(address.url, _conditions(before) if before and stored else None)
+        # What scripts make of a page may change while the page itself does not.
+        is_rendered = self._sources.fetcher == "browser"
+        is_conditional = before is not None and stored and not (is_rendered and before.kind == "web")
+        conditions = _conditions(before) if before is not None and is_conditional else None
+        answer = await self._fetcher.fetch(address.url, conditions)
         asked = replace(
             blank_row(address.url, "pdf" if extension(address.url) == ".pdf" else "web", self._sources),
             depth=address.depth,
@@ -82,6 +88,7 @@ class Visitor:
             robots=answer.robots,
             etag=answer.headers.get("etag"),
             last_modified=answer.headers.get("last-modified"),
+            charset=http_content_type_encoding(answer.headers.get("content-type")),
             drop_reason=answer.drop_reason,
             drop_detail=answer.drop_detail,
         )
@@ -107,8 +114,9 @@ class Visitor:
             row = replace(asked, content_type=media_type, n_bytes=len(answer.body), **refused)
             return Visit(keep_first_seen(row, before)), PageLinks([])
         body = answer.body
-        if media_type == HTML and self._sources.fetcher == "browser":
+        if media_type == HTML and is_rendered:
             body = await self._fetcher.render(answer)
+            asked = replace(asked, etag=None, last_modified=None)
         sha, path = await self._work(body, self._store_body, body)
         kind = "web" if media_type == HTML else "pdf"
         row = replace(asked, kind=kind, content_type=media_type, content_sha256=sha, path=path, n_bytes=len(body))
@@ -123,7 +131,7 @@ class Visitor:
             page = await self._work(body, self._read, row, header, body)
         if page.noindex:
             row = replace(row, drop_reason="noindex", drop_detail=page.noindex)
-        elif page.nofollow and header:
+        if header and (page.noindex or page.nofollow):
             # Only the header may have said so, and a 304 need not repeat it: the page is asked for whole next time.
             row = replace(row, etag=None, last_modified=None)
         return Visit(row, header), page
@@ -138,7 +146,10 @@ class Visitor:
         obey = self._sources.obey_robots
         page = PageLinks([])
         if row.kind == "web":
-            page = read_links(body, row.final_url, agent=self._agent, obey=obey)
+            try:
+                page = read_links(body, row.final_url, charset=row.charset, agent=self._agent, obey=obey)
+            except Exception as error:  # one bad page never stops a crawl
+                _log.warning("%s: its links cannot be read: %s: %s", row.url, type(error).__name__, error)
         noindex, nofollow = read_robots_header(header if obey else None, agent=self._agent)
         return PageLinks(
             [] if nofollow or page.nofollow else page.links, noindex or page.noindex, nofollow or page.nofollow

@@ -24,8 +24,8 @@ from ev_platform.corpus.workers import Call, Job, run_jobs, worker_pool
 from ev_platform.records import Document, schema_of, to_frame
 from ev_platform.storage import Store, short_id
 
-# The first two say as much about the machine's hour as about the file, the others are of a body that was not read.
-READ_AGAIN = ("extraction_timeout", "extraction_crashed", "gone", "noindex")
+# The first three may be the machine's hour and not the file's fault; the others are of a body that was not read.
+READ_AGAIN = ("extraction_timeout", "extraction_crashed", "extraction_failed", "gone", "noindex")
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _job(body: dict[str, Any], path: Path, timeout_s: float, max_pdf_pages: int)
     try:
         if body["kind"] == "pdf":
             return (yield from pdf_job(path, body["url"], timeout_s, max_pdf_pages))
-        (got,) = yield [Call(_finished_page, (path, body["final_url"]), timeout_s)]
+        (got,) = yield [Call(_finished_page, (path, body["final_url"], body["charset"]), timeout_s)]
         return got
     except UnusableError as error:  # one bad file is set aside with its reason, never stops a run
         return error
@@ -108,8 +108,8 @@ def pdf_job(path: Path, url: str, timeout_s: float, max_pages: int) -> Job:
     return got
 
 
-def _finished_page(path: Path, url: str) -> Extracted:
-    return _finish(read_html(path.read_bytes(), url))
+def _finished_page(path: Path, url: str, charset: str | None) -> Extracted:
+    return _finish(read_html(path.read_bytes(), url, charset))
 
 
 def _finished_pdf(facts: PdfFacts, pages: list[list[Block]]) -> Extracted:
@@ -118,7 +118,12 @@ def _finished_pdf(facts: PdfFacts, pages: list[list[Block]]) -> Extracted:
 
 def _finish(got: Extracted) -> Extracted:
     """Mask personal data and detect the language: still in the worker, for both run patterns over a stranger's text."""
+    for name, value in vars(got).items():
+        if isinstance(value, str):  # half a character (a lone surrogate) cannot be stored
+            setattr(got, name, value.encode("utf-8", "replace").decode())
     got.text, got.page_offsets, got.n_masked = _mask(got.text, got.page_offsets)
+    got.title, n_in_title = mask_personal_data(got.title) if got.title else (None, 0)
+    got.n_masked += n_in_title
     got.language, got.language_score = detect_language(got.text, got.language_declared)
     return got
 

@@ -12,6 +12,7 @@ from datetime import date
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from ev_platform.collect.bodies import decode_page
 from ev_platform.corpus.extracted import Extracted, UnusableError, licence_id, normalise, plain_superscripts
 
 # trafilatura looks for an article. Where it takes less than half of a page's visible text, its wider setting is tried
@@ -36,12 +37,13 @@ _LIST_ITEM = re.compile(r" *(?:[-*]|\d+\.) ")
 _SPACE = re.compile(r"\s+")
 
 
-def read_html(data: bytes, url: str) -> Extracted:
+def read_html(data: bytes, url: str, charset: str | None = None) -> Extracted:
     """Return the main text of a page as Markdown, and its metadata.
 
     Args:
         data: The page's bytes.
         url: Where they came from, after redirects.
+        charset: As the Content-Type header declares.
 
     Raises:
         UnusableError: With the reason `not_html` or `no_text`.
@@ -49,7 +51,7 @@ def read_html(data: bytes, url: str) -> Extracted:
     import trafilatura
     from trafilatura.utils import load_html
 
-    tree = load_html(_decode(data))
+    tree = load_html(_decode(data, charset))
     if tree is None:
         raise UnusableError("not_html", "no HTML tree could be built")
     linked = list(_linked_data(tree))
@@ -71,14 +73,12 @@ def read_html(data: bytes, url: str) -> Extracted:
     return got
 
 
-def _decode(data: bytes) -> str:
+def _decode(data: bytes, charset: str | None) -> str:
     """Return a page's characters: UTF-8 where the bytes are that, whatever is declared; else as declared."""
-    from w3lib.encoding import html_to_unicode
-
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = html_to_unicode(None, data, default_encoding="cp1252")[1]
+        text = decode_page(data, charset)
     return text.replace("\x00", "")
 
 
@@ -113,6 +113,8 @@ def _main_text(tree: Any, url: str) -> str:
 def _prepare(tree: Any) -> None:
     """Put into the tree what the Markdown should show: line breaks mean nothing except in code, captions are text."""
     for pre in list(tree.iter("pre")):
+        for line_break in pre.iter("br"):
+            line_break.tail = "\n" + (line_break.tail or "")
         code = pre.text_content().strip("\n")
         for child in list(pre):
             pre.remove(child)

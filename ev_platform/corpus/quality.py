@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 
 from ev_platform.corpus.repetition import judge_repetition, prose_lines
+from ev_platform.corpus.shingles import UNSPACED
 
 # Gopher, Rae et al. 2021, table A1, where nothing else is said. Figures are those of real reference pages.
 MIN_WORD_LENGTH = 3
@@ -25,6 +26,8 @@ MIN_STOP_WORDS = 1  # Gopher: 2; an honest sales page of 100 words holds one
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 STOP_WORDS_FROM = 100  # words outside code and tables; ours, as shorter texts may hold none
 NOTICE_WORDS = 150  # a longer page with a notice has more to say than the notice
+# In scripts without spaces, each character counts as a word, as it does for duplicates.
+_UNSPACED = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED) + "]")
 NOT_FOUND = re.compile(r"(?:error\s*)?404\b|(?:page|file) (?:was )?not found\b|not found$", re.IGNORECASE)
 NOTICE = re.compile(
     r"(?:enable|turn on|activate|requires?) javascript|javascript (?:is|must be) (?:disabled|required|enabled)",
@@ -41,7 +44,8 @@ def judge_quality(text: str, min_words: int, title: str = "", language: str = "e
         title: A page not found says so there.
         language: ISO 639-1; the stop words are English.
     """
-    words = text.split()
+    unspaced = _UNSPACED.findall(text)
+    words = [*unspaced, *_UNSPACED.sub(" ", text).split()] if unspaced else text.split()
     if len(words) < min_words:
         return "too_short", f"{len(words)} words < {min_words}"
     if re.search(r"lorem ipsum", text, re.IGNORECASE):
@@ -52,7 +56,7 @@ def judge_quality(text: str, min_words: int, title: str = "", language: str = "e
     if len(words) < NOTICE_WORDS and NOT_FOUND.match(title.strip()):
         return "not_found_page", f"'{title.strip()[:60]}' over {len(words)} words < {NOTICE_WORDS}"
     mean_length = sum(map(len, words)) / len(words)
-    if not MIN_WORD_LENGTH <= mean_length <= MAX_WORD_LENGTH:
+    if len(unspaced) < len(words) / 2 and not MIN_WORD_LENGTH <= mean_length <= MAX_WORD_LENGTH:
         return "word_length", f"mean word length {mean_length:.1f} outside {MIN_WORD_LENGTH} to {MAX_WORD_LENGTH}"
     letters = sum(any(c.isalpha() for c in word) for word in words) / len(words)
     if letters < MIN_WORDS_WITH_LETTERS:

@@ -161,7 +161,8 @@ def _plot(report: pl.DataFrame, section: str) -> Any | None:
     for place, row in zip(places, shown, strict=True):
         axes.annotate(f" {row['n']:,}", (row["n"], place), va="center", fontsize=9, color=MUTED)
     axes.margins(x=0.12)
-    axes.set_yticks(places, [row["name"] if len(row["name"]) <= 28 else row["name"][:27] + "…" for row in shown])
+    names = [row["name"] if len(row["name"]) <= 28 else row["name"][:27] + "…" for row in shown]
+    axes.set_yticks(places, names, parse_math=False)  # a licence may hold dollar signs
     axes.set_ylim(len(shown) - 0.5, -0.5)
     return figure
 

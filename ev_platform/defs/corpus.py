@@ -29,11 +29,12 @@ def documents(
 ) -> Iterator[dg.Output[Record]]:
     """Extract main text; bodies that are known from the last run are not extracted again."""
     opened, task = store.store(), context.partition_key
-    sources, limits = store.task(task).sources, store.task(task).config.corpus
+    limits = store.task(task).config.corpus
+    bodies = pl.concat([raw_pages.frame, raw_pdfs.frame])
     # What a page does not declare comes from the sources; a text extracted under other words is extracted again.
     config = {
-        "licence": sources.licence,
-        "publisher": sources.publisher,
+        "licence": bodies["licence"].unique().sort().to_list(),
+        "publisher": bodies["publisher"].unique().sort().to_list(),
         "extract_timeout_s": limits.extract_timeout_s,
         "max_pdf_pages": limits.max_pdf_pages,
     }
@@ -49,7 +50,7 @@ def documents(
         code=CODE,
         compute=lambda: {
             "documents": corpus.extract_documents(
-                pl.concat([raw_pages.frame, raw_pdfs.frame]),
+                bodies,
                 opened,
                 previous,
                 workers=get_settings().workers,

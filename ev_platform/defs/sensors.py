@@ -26,7 +26,7 @@ def new_pdfs(context: dg.SensorEvaluationContext, store: StoreResource) -> Itera
     found = {name: inbox_state(store.task(name), opened) for name in tasks_partitions.get_partition_keys()}
     for name, state in found.items():
         if state != seen.get(name, ""):
-            yield dg.RunRequest(run_key=f"{name}:{state}", partition_key=name)
+            yield dg.RunRequest(partition_key=name)
     context.update_cursor(json.dumps(found))
 
 

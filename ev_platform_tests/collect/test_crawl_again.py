@@ -210,7 +210,8 @@ def test_crawl_again_unlinked_page_outside_present_bounds_not_carried(site, othe
     assert first.height == 4
     site.routes["/"] = page()
     assert set(by_path(crawl(site.root, max_depth=1, previous=first), site.root)) == {"/", "/a"}
-    assert crawl(site.root, max_pages=1, previous=first).height == 1  # the linked ones come first
+    unasked = crawl(site.root, max_pages=1, previous=first, allowed_hosts=hosts)  # the linked ones come first
+    assert set(unasked["url"]) == set(first["url"])
 
 
 def test_crawl_again_validators_everywhere_transfers_not_one_byte_of_a_body(site, crawl):
@@ -227,3 +228,33 @@ def test_crawl_again_validators_everywhere_transfers_not_one_byte_of_a_body(site
     crawl(site.root, previous=first)
     assert site.answers == {304: 3, 200: 2}
     assert site.n_body_bytes == len(site.routes["/sitemap.xml"])
+
+
+def test_crawl_again_robots_header_that_is_lifted_is_heard_though_the_page_is_the_same(site, crawl):
+    def answer(headers):
+        if headers.get("If-None-Match") == '"1"':
+            return 304, {"ETag": '"1"'}, b""
+        return 200, {"ETag": '"1"', **rules}, page("/b")
+
+    site.routes = {"/": page("/a"), "/a": answer, "/b": page()}
+    rules = {"X-Robots-Tag": "noindex, nofollow"}
+    first = crawl(site.root)
+    rules_again = crawl(site.root, previous=first)
+    assert {row["url"] for row in rules_again.to_dicts()} == {f"{site.root}/", f"{site.root}/a"}
+    assert by_path(rules_again, site.root)["/a"]["drop_reason"] == "noindex"
+    rules = {}
+    lifted = by_path(crawl(site.root, previous=rules_again), site.root)
+    assert lifted["/a"]["drop_reason"] is None and "/b" in lifted
+
+
+def test_crawl_again_charset_of_the_header_is_kept(site, crawl):
+    body = '<html><body><p>Зарядка <a href="/a">a</a></p></body></html>'.encode("cp1251")
+    site.routes = {"/": (200, {"Content-Type": "text/html; charset=windows-1251"}, body), "/a": page()}
+    assert by_path(crawl(site.root), site.root)["/"]["charset"] == "cp1251"
+
+
+def test_crawl_pages_that_fail_by_themselves_do_not_close_their_host(site, crawl):
+    site.routes = {"/": page(*(f"/bad{n}" for n in range(12)), "/good")} | {"/good": page()}
+    site.routes |= {f"/bad{n}": (500, {}, b"broken") for n in range(12)}
+    rows = by_path(crawl(site.root, concurrency=1), site.root)
+    assert rows["/good"]["drop_reason"] is None and rows["/bad11"]["drop_reason"] == "http_500"

@@ -288,12 +288,23 @@ def test_retry_after_header_in_seconds_or_date_or_nonsense():
     assert retry_after_s("7") == 7.0
     assert 8 <= retry_after_s(formatdate(time.time() + 10, usegmt=True)) <= 10
     assert retry_after_s(formatdate(0, usegmt=True)) == 0.0
-    nonsense = [None, "", "-5", "nan", "inf", "1e9", "soon", "²", "Mon, 99 Foo 2026"]
+    nonsense = [
+        None,
+        "",
+        "-5",
+        "nan",
+        "inf",
+        "1e9",
+        "soon",
+        "²",
+        "Mon, 99 Foo 2026",
+        f"Mon, 01 Jan {10**20} 00:00:00 GMT",
+    ]
     assert [retry_after_s(header) for header in nonsense] == [None] * len(nonsense)
 
 
 def test_fetch_failing_host_is_left_alone_and_others_are_not(site, other_site, monkeypatch):
-    site.routes = {**{f"/{n}": (500, {}, "") for n in range(20)}, "/good": page()}
+    site.routes = {**{f"/{n}": (503, {}, "") for n in range(20)}, "/good": page()}
     other_site.routes = {"/": page()}
 
     async def run():
@@ -304,11 +315,11 @@ def test_fetch_failing_host_is_left_alone_and_others_are_not(site, other_site, m
             return [*answers, await fetcher.fetch(f"{site.root}/good"), await fetcher.fetch(f"{site.root}/1")]
 
     *answers, other, good, after = asyncio.run(run())
-    assert [answer.drop_reason for answer in answers] == ["http_500"] * 10 + ["unreachable"] * 10
-    assert answers[-1].drop_detail == "not asked: 10 addresses of the host in a row failed, the last with http_500"
+    assert [answer.drop_reason for answer in answers] == ["http_503"] * 10 + ["unreachable"] * 10
+    assert answers[-1].drop_detail == "not asked: 10 addresses of the host in a row failed, the last with http_503"
     # Three addresses were tried three times, seven once; after the pause a good answer opens the host again.
     assert [site.asked().count(f"/{n}") for n in range(12)] == [3, 3 + 3, 3, 1, 1, 1, 1, 1, 1, 1, 0, 0]
-    assert (other.status, good.status, after.drop_reason) == (200, 200, "http_500")
+    assert (other.status, good.status, after.drop_reason) == (200, 200, "http_503")
 
 
 def test_fetch_failing_host_with_many_waiting_is_soon_done_with(site):

@@ -13,7 +13,7 @@ from datetime import timedelta
 import pytest
 
 from ev_platform.collect import collect_pages
-from ev_platform.collect.journal import MAX_AGE
+from ev_platform.collect.journal import MAX_AGE, Journal
 from ev_platform.errors import UserError
 from ev_platform.records import to_frame
 from ev_platform.storage import Store, now
@@ -158,3 +158,8 @@ def test_crawl_journal_second_crawl_cut_off_keeps_what_was_unchanged(site, crawl
     second = crawl(site.root, previous=first)
     assert site.asked() == []
     assert second.drop("checked_at").equals(first.drop("checked_at"))
+
+
+def test_crawl_beside_another_of_the_same_task_is_told(site, crawl, store):
+    with Journal(store.root / "journal" / "a_task.jsonl", "key"), pytest.raises(UserError, match="is under way: wait"):
+        Journal(store.root / "journal" / "a_task.jsonl", "key")

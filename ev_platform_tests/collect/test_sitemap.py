@@ -113,3 +113,10 @@ def test_crawl_sitemap_indexes_without_end_are_bounded(site, crawl, monkeypatch,
     assert set(by_path(crawl(site.root), site.root)) == {"/"}
     assert len(asked) == 5
     assert "5 sitemaps are the limit" in caplog.text
+
+
+def test_crawl_sitemap_of_another_root_or_of_many_elements_is_harmless(site, crawl):
+    many = urlset("/a").replace("</urlset>", "<x/>" * 200_000 + "</urlset>")
+    site.routes = {"/": page(), "/a": page(), "/robots.txt": "Sitemap: /one\nSitemap: /two", "/two": many}
+    site.routes["/one"] = "<!-- x --><url><loc>/b</loc></url>"
+    assert set(by_path(crawl(site.root), site.root)) == {"/", "/a"}

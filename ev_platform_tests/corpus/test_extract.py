@@ -196,3 +196,22 @@ def test_example_pdfs_keep_their_headings_in_order(example_pdfs, example_task):
         places = [row["text"].find(heading) for heading in headings]
         assert len(headings) > 5 and -1 not in places, row["url"]
         assert all(a < b for a, b in pairwise(places)), row["url"]
+
+
+def test_half_a_character_in_metadata_is_replaced_and_the_title_is_masked(extract):
+    licence = '<script type="application/ld+json">{"@type": "Article", "license": "x \\ud83d y"}</script>'
+    body = f"<h1>Ask jane.doe@acme.com on cables</h1><p>{PROSE * 2}</p>"
+    (row,) = extract(page(licence, body)).iter_rows(named=True)
+    assert row["licence"] == "x ? y"
+    assert row["title"] == "Ask [email] on cables" and row["n_masked"] == 2
+
+
+def test_body_that_could_not_be_read_is_read_again(extract, store):
+    first = extract(page())
+    blob = store.root / "blobs"
+    blob.rename(store.root / "away")
+    bodies = bodies_of(store, (URL, page()))
+    (store.root / bodies["path"].item()).unlink()
+    failed = extract_documents(bodies, store)
+    assert failed["drop_reason"].item() == "extraction_failed"
+    assert extract(page(), failed)["text"].item() == first["text"].item()

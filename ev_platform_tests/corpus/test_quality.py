@@ -64,3 +64,15 @@ def test_quality_lets_headings_code_and_tables_be():
         + ["| Limit | 230 volts and not a volt more |"] * 30
     )
     assert judge_quality(page, 20) is None
+
+
+def test_quality_of_a_text_without_spaces_counts_its_characters():
+    sentences = [
+        "充电站通过电缆为电动汽车充电。",
+        "运营商记录每次充电的电量与价格。",
+        "驾驶员可以用卡或手机开始充电。",
+        "电工每年检查一次插头和电缆。",
+    ]
+    assert judge_quality("\n\n".join(sentences), 50, language="zh") is None
+    verdict = judge_quality(sentences[0], 50, language="zh")
+    assert verdict is not None and verdict[0] == "too_short"

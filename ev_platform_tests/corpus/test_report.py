@@ -119,3 +119,10 @@ def test_script_in_an_address_or_a_reason_stays_text(frames, task, store):
     frames["dropped_documents"] = table("dropped_documents", evil, gone(1, "x", fetched_url="javascript:alert(1)"))
     html = write_corpus_report(store, task, summarise_corpus(*frames.values()), frames)[0].read_text()
     assert "<script>" not in html and "<img" not in html and 'href="javascript' not in html
+
+
+def test_licence_with_dollar_signs_is_a_label_and_no_formula(task, store):
+    clean = table("clean_documents", kept(1, licence="$5 for 10%_ and $9"))
+    frames = {"clean_documents": clean, "dropped_documents": table("dropped_documents"), "chunks": table("chunks")}
+    page, _ = write_corpus_report(store, task, summarise_corpus(*frames.values()), frames)
+    assert "$5 for 10%_ and $9" in page.read_text()

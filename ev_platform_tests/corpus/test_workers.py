@@ -75,7 +75,7 @@ def test_call_that_goes_wrong_costs_its_own_job_only(bad, expected):
 
 def test_memory_limit_binds_each_worker():
     assert run([job(take, 100 << 20)], memory_bytes=2 << 30) == {0: 100 << 20}
-    assert run([job(take, 900 << 20)], memory_bytes=1 << 30)[0][0] == "extraction_failed"
+    assert run([job(take, 1100 << 20)], memory_bytes=1 << 30)[0][0] == "extraction_failed"
 
 
 def test_calls_of_one_job_run_side_by_side_and_come_back_in_order():
