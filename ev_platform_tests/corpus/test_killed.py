@@ -126,6 +126,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.timeout(900)  # twelve builds; beside other work each takes several times as long
 def test_corpus_killed_at_any_moment_ends_as_an_undisturbed_one(collected, start, tmp_path):
     for calm in (tmp_path / "first", tmp_path / "second"):  # the first also brings everything into the page cache
         shutil.copytree(collected, calm)
