@@ -5,7 +5,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 
 import polars as pl
@@ -90,8 +90,10 @@ def collected(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(collected):
-    # The libraries are loaded once, in the server that the processes are forked from: a kill then meets work.
+    # The libraries are loaded once, in the server that the processes are forked from: a kill then meets work. A server
+    # that other tests have started would not load them.
     context = get_context("forkserver")
+    forkserver._forkserver._stop()
     context.set_forkserver_preload(PRELOADED)
 
     def start(root):
@@ -99,7 +101,8 @@ def start(collected):
         process.start()
         return process
 
-    return start
+    yield start
+    forkserver._forkserver._stop()
 
 
 def rows_of(root):
