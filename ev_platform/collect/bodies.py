@@ -17,6 +17,7 @@ from ev_platform.tasks import Sources
 
 HTML = "text/html"
 PDF = "application/pdf"
+TEXT = "text/plain"
 MAX_SPOILT_SHARE = 0.01  # one letter in thirty is no ASCII in the plainest of other European languages
 
 # First bytes of what web servers hand out beside HTML and PDF; named in `drop_detail` so that a person sees what came.
@@ -57,7 +58,7 @@ def sniff(data: bytes) -> str:
         return HTML
     if b"\x00" in head:
         return "application/octet-stream"
-    return "application/xml" if head.startswith(b"<?xml") else "text/plain"
+    return "application/xml" if head.startswith(b"<?xml") else TEXT
 
 
 def decode_page(body: bytes, charset: str | None) -> str:
@@ -102,6 +103,7 @@ def blank_row(url: str, kind: str, sources: Sources, *, depth: int = 0, referrer
         referrer=referrer,
         robots="not_applicable",
         charset=None,
+        robots_header=None,
         drop_reason=None,
         drop_detail=None,
     )

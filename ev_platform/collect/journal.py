@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -24,25 +24,12 @@ _FIELDS = [field.name for field in fields(RawBody)]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """What came of one address.
-
-    Attributes:
-        row: For `raw_pages`.
-        robots_header: The answer's `X-Robots-Tag`, which the row does not hold.
-    """
-
-    row: RawBody
-    robots_header: str | None = None
-
-
 class Journal:
-    """Remembers visits in a file; a context manager that removes the file when its block ends without an error.
+    """Remembers rows in a file; a context manager that removes the file when its block ends without an error.
 
     Args:
         file: Where it lies.
-        key: Hash of all that the visits depend on; a journal with another key is discarded.
+        key: Hash of all that the rows depend on; a journal with another key is discarded.
 
     Raises:
         UserError: If another process has it open.
@@ -57,23 +44,23 @@ class Journal:
         except OSError as error:
             self._lock.close()
             raise UserError(f"Another crawl of the task {file.stem} is under way: wait until it has ended.") from error
-        self._visits, n_bytes = _read(file, key)
+        self._rows, n_bytes = _read(file, key)
         if n_bytes == 0:
             file.write_text(json.dumps({"key": key, "started_at": now().isoformat()}) + "\n")
         else:
             with file.open("r+b") as stored:
                 stored.truncate(n_bytes)  # a torn last line
-            _log.info("going on with a crawl that was cut off: %d addresses are done", len(self._visits))
+            _log.info("going on with a crawl that was cut off: %d addresses are done", len(self._rows))
         self._out = file.open("a", encoding="utf-8")
 
-    def get(self, url: str) -> Visit | None:
+    def get(self, url: str) -> RawBody | None:
         """Return what came of an address before the crawl was cut off."""
-        return self._visits.get(url)
+        return self._rows.get(url)
 
-    def add(self, visit: Visit) -> None:
-        """Write a visit down; it survives the process from here on."""
-        row = {name: getattr(visit.row, name) for name in _FIELDS}
-        self._out.write(json.dumps([row, visit.robots_header], default=datetime.isoformat) + "\n")
+    def add(self, row: RawBody) -> None:
+        """Write a row down; it survives the process from here on."""
+        content = {name: getattr(row, name) for name in _FIELDS}
+        self._out.write(json.dumps(content, default=datetime.isoformat) + "\n")
         self._out.flush()
 
     def __enter__(self) -> Journal:
@@ -86,11 +73,11 @@ class Journal:
         self._lock.close()
 
 
-def _read(file: Path, key: str) -> tuple[dict[str, Visit], int]:
-    """Return the visits of a journal and how many of its bytes are whole lines; nothing and 0 where it is no use."""
+def _read(file: Path, key: str) -> tuple[dict[str, RawBody], int]:
+    """Return the rows of a journal and how many of its bytes are whole lines; nothing and 0 where it is no use."""
     if not file.exists():
         return {}, 0
-    visits: dict[str, Visit] = {}
+    rows: dict[str, RawBody] = {}
     n_bytes = 0
     with file.open("rb") as lines:
         for line in lines:
@@ -102,10 +89,9 @@ def _read(file: Path, key: str) -> tuple[dict[str, Visit], int]:
                     if content["key"] != key or now() - datetime.fromisoformat(content["started_at"]) > MAX_AGE:
                         return {}, 0
                 else:
-                    row, robots_header = content
-                    times = {name: datetime.fromisoformat(row[name]) for name in ("fetched_at", "checked_at")}
-                    visits[row["url"]] = Visit(RawBody(**row | times), robots_header)
+                    times = {name: datetime.fromisoformat(content[name]) for name in ("fetched_at", "checked_at")}
+                    rows[content["url"]] = RawBody(**content | times)
             except (ValueError, TypeError, KeyError):
                 break  # what a machine that lost its power left
             n_bytes += len(line)
-    return visits, n_bytes
+    return rows, n_bytes

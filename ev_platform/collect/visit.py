@@ -17,14 +17,13 @@ from w3lib.encoding import http_content_type_encoding
 from ev_platform.collect.bodies import HTML, PDF, as_gone, blank_row, keep_first_seen, sniff
 from ev_platform.collect.fetch import Fetcher
 from ev_platform.collect.frontier import Address
-from ev_platform.collect.journal import Journal, Visit
+from ev_platform.collect.journal import Journal
 from ev_platform.collect.links import PageLinks, read_links, read_robots_header
 from ev_platform.collect.urls import address_key, extension
 from ev_platform.records import RawBody
 from ev_platform.storage import Store, now
 from ev_platform.tasks import Sources
 
-_HEADER = "X-Robots-Tag"
 _LONG_BYTES = 500_000  # some 5 ms of work; more would keep the requests waiting
 _log = logging.getLogger(__name__)
 
@@ -63,15 +62,15 @@ class Visitor:
     async def visit(self, address: Address) -> tuple[RawBody, list[str]]:
         """Return the row of an address and the links to follow from it."""
         done = self._journal.get(address.url)
-        if done is not None and self._is_whole(done.row):
-            row = replace(done.row, depth=address.depth, referrer=address.referrer)
-            return row, (await self._read_stored(row, done.robots_header)).links
-        visit, page = await self._ask(address)
-        if not _is_passing(visit.row.drop_reason) and not (address.is_seed and visit.row.drop_reason):
-            self._journal.add(visit)  # what fails for now may succeed in the next attempt, and so may a seed
-        return visit.row, page.links
+        if done is not None and self._is_whole(done):
+            row = replace(done, depth=address.depth, referrer=address.referrer)
+            return row, (await self._read_stored(row)).links
+        row, page = await self._ask(address)
+        if not _is_passing(row.drop_reason) and not (address.is_seed and row.drop_reason):
+            self._journal.add(row)  # what fails for now may succeed in the next attempt, and so may a seed
+        return row, page.links
 
-    async def _ask(self, address: Address) -> tuple[Visit, PageLinks]:
+    async def _ask(self, address: Address) -> tuple[RawBody, PageLinks]:
         before = self._known.get(address_key(address.url))
         stored = before is not None and before.path is not None and (self._store.root / before.path).exists()
         # What scripts make of a page may change while the page itself does not.
@@ -89,30 +88,29 @@ class Visitor:
             etag=answer.headers.get("etag"),
             last_modified=answer.headers.get("last-modified"),
             charset=http_content_type_encoding(answer.headers.get("content-type")),
+            robots_header=answer.headers.get("x-robots-tag"),
             drop_reason=answer.drop_reason,
             drop_detail=answer.drop_detail,
         )
-        header = answer.headers.get(_HEADER.lower())
         if before is not None and stored:
             if answer.status == 304 and not answer.drop_reason:
-                header = header or _recorded_header(before)
-                return await self._judged(_unchanged(before, asked), header)
+                return await self._judged(_unchanged(before, asked))
             if not address.is_seed and _is_passing(answer.drop_reason):
                 detail = f" ({answer.drop_detail})" if answer.drop_detail else ""
                 _log.warning("%s: %s%s; the page fetched before is kept", address.url, answer.drop_reason, detail)
                 kept = _as_of(before, asked, robots=before.robots)
                 if before.drop_reason == "gone":
-                    return Visit(kept), PageLinks([])
-                return await self._judged(kept, _recorded_header(before))
+                    return kept, PageLinks([])
+                return await self._judged(kept)
         if before is not None and before.path and not address.is_seed and answer.status in (404, 410):
-            return Visit(as_gone(_as_of(before, asked), answer.status)), PageLinks([])
+            return as_gone(_as_of(before, asked), answer.status), PageLinks([])
         if asked.drop_reason:
-            return Visit(keep_first_seen(asked, before)), PageLinks([])
+            return keep_first_seen(asked, before), PageLinks([])
         media_type = sniff(answer.body)
         if media_type not in (HTML, PDF):
             refused = {"drop_reason": "unsupported_type", "drop_detail": media_type}
             row = replace(asked, content_type=media_type, n_bytes=len(answer.body), **refused)
-            return Visit(keep_first_seen(row, before)), PageLinks([])
+            return keep_first_seen(row, before), PageLinks([])
         body = answer.body
         if media_type == HTML and is_rendered:
             body = await self._fetcher.render(answer)
@@ -120,29 +118,26 @@ class Visitor:
         sha, path = await self._work(body, self._store_body, body)
         kind = "web" if media_type == HTML else "pdf"
         row = replace(asked, kind=kind, content_type=media_type, content_sha256=sha, path=path, n_bytes=len(body))
-        visit, page = await self._judged(row, header, body)
-        return Visit(keep_first_seen(visit.row, before), header), page
+        row, page = await self._judged(row, body)
+        return keep_first_seen(row, before), page
 
-    async def _judged(self, row: RawBody, header: str | None, body: bytes | None = None) -> tuple[Visit, PageLinks]:
+    async def _judged(self, row: RawBody, body: bytes | None = None) -> tuple[RawBody, PageLinks]:
         """Apply the robots rules that came with a page, or that its stored body holds."""
-        if body is None:
-            page = await self._read_stored(row, header)
-        else:
-            page = await self._work(body, self._read, row, header, body)
+        page = await (self._read_stored(row) if body is None else self._work(body, self._read, row, body))
         if page.noindex:
             row = replace(row, drop_reason="noindex", drop_detail=page.noindex)
-        if header and (page.noindex or page.nofollow):
+        if row.robots_header and (page.noindex or page.nofollow):
             # Only the header may have said so, and a 304 need not repeat it: the page is asked for whole next time.
             row = replace(row, etag=None, last_modified=None)
-        return Visit(row, header), page
+        return row, page
 
-    async def _read_stored(self, row: RawBody, header: str | None) -> PageLinks:
+    async def _read_stored(self, row: RawBody) -> PageLinks:
         if row.path is None or row.drop_reason == "gone":
             return PageLinks([])
         body = (self._store.root / row.path).read_bytes()
-        return await self._work(body, self._read, row, header, body)
+        return await self._work(body, self._read, row, body)
 
-    def _read(self, row: RawBody, header: str | None, body: bytes) -> PageLinks:
+    def _read(self, row: RawBody, body: bytes) -> PageLinks:
         obey = self._sources.obey_robots
         page = PageLinks([])
         if row.kind == "web":
@@ -150,7 +145,7 @@ class Visitor:
                 page = read_links(body, row.final_url, charset=row.charset, agent=self._agent, obey=obey)
             except Exception as error:  # one bad page never stops a crawl
                 _log.warning("%s: its links cannot be read: %s: %s", row.url, type(error).__name__, error)
-        noindex, nofollow = read_robots_header(header if obey else None, agent=self._agent)
+        noindex, nofollow = read_robots_header(row.robots_header if obey else None, agent=self._agent)
         return PageLinks(
             [] if nofollow or page.nofollow else page.links, noindex or page.noindex, nofollow or page.nofollow
         )
@@ -186,14 +181,9 @@ def _as_of(before: RawBody, asked: RawBody, **changes: Any) -> RawBody:
 
 def _unchanged(before: RawBody, asked: RawBody) -> RawBody:
     status = 200 if before.drop_reason == "gone" else before.status
-    validators = {"etag": asked.etag or before.etag, "last_modified": asked.last_modified or before.last_modified}
-    return _as_of(before, asked, status=status, drop_reason=None, drop_detail=None, **validators)
-
-
-def _recorded_header(before: RawBody) -> str | None:
-    """Return what the row remembers of a robots header: a 304 need not repeat it (RFC 9111, section 4.3.4)."""
-    where, _, rule = (before.drop_detail or "").partition(": ")
-    return rule if before.drop_reason == "noindex" and where == _HEADER else None
+    # What a 304 does not repeat stays as it was (RFC 9111, section 4.3.4).
+    kept = {name: getattr(asked, name) or getattr(before, name) for name in ("etag", "last_modified", "robots_header")}
+    return _as_of(before, asked, status=status, drop_reason=None, drop_detail=None, **kept)
 
 
 def _conditions(before: RawBody) -> dict[str, dict[str, str]]:

@@ -258,3 +258,11 @@ def test_crawl_pages_that_fail_by_themselves_do_not_close_their_host(site, crawl
     site.routes |= {f"/bad{n}": (500, {}, b"broken") for n in range(12)}
     rows = by_path(crawl(site.root, concurrency=1), site.root)
     assert rows["/good"]["drop_reason"] is None and rows["/bad11"]["drop_reason"] == "http_500"
+
+
+def test_crawl_again_nofollow_header_holds_while_the_page_fails(site, crawl):
+    rules = {"X-Robots-Tag": "nofollow"}
+    site.routes = {"/": page("/a"), "/a": (200, rules, page("/b")), "/b": page()}
+    first = crawl(site.root)
+    site.routes["/a"] = (500, {}, b"")
+    assert set(by_path(crawl(site.root, previous=first), site.root)) == {"/", "/a"}
