@@ -60,7 +60,7 @@ class RawBody:
         str  # what robots.txt said: "allowed", "disallowed", "none" (there is no file), "ignored" or "not_applicable"
     )
     charset: str | None  # as the Content-Type header declares
-    robots_header: Annotated[str | None, VOLATILE]  # the answer's X-Robots-Tag
+    robots_header: str | None  # the answer's X-Robots-Tag
     drop_reason: str | None  # why there is no usable body
     drop_detail: str | None
 
