@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import polars as pl
 import pytest
 
+from ev_platform import settings
 from ev_platform.collect import collect_pages, collect_pdfs
 from ev_platform.corpus import clean_documents, extract_documents
 from ev_platform.records import to_frame
@@ -19,6 +20,16 @@ from ev_platform.tasks import get_task
 @pytest.fixture
 def store(tmp_path):
     return Store(tmp_path / "data")
+
+
+@pytest.fixture
+def own_folders(tmp_path, monkeypatch):
+    """Return a folder whose `data` and `tasks` are those of the settings."""
+    monkeypatch.setenv("EV_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("EV_TASKS_DIR", str(tmp_path / "tasks"))
+    settings.get_settings.cache_clear()
+    yield tmp_path
+    settings.get_settings.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """Task folders: what a person writes to get a model.
 
-A task is a folder with `job_description.json`, `train.csv|jsonl`, `test.csv|jsonl`, `config.yaml` and `sources.yaml`
-(what to collect). The layout is that of the distil labs task folders. What a task *type* does with its rows is in this
-package too, one file each, behind `TaskType`.
+A task is a folder with `job_description.json`, `train.csv|jsonl|json`, `test.csv|jsonl|json`, `unstructured.csv` (texts
+without labels or questions), `config.yaml` and `sources.yaml` (what to collect). The layout is that of the distil labs
+task folders. What a task *type* does with its rows is in this package too, one file each, behind `TaskType`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, model_validator
 
 from ev_platform.errors import UserError
 
@@ -59,6 +59,7 @@ class Sources(_Strict):
         licence: Of pages that declare none.
         publisher: Of pages that declare none.
         pdfs: Globs of PDF files, relative to the task's folder or absolute.
+        texts: Globs of Markdown or plain text files, likewise.
         mirrors: Sites that lie in a folder.
     """
 
@@ -77,6 +78,7 @@ class Sources(_Strict):
     licence: str = "unknown"
     publisher: str = "unknown"
     pdfs: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
     mirrors: tuple[Mirror, ...] = ()
 
 
@@ -106,24 +108,138 @@ class CorpusConfig(_Strict):
     max_pdf_pages: int = Field(default=2000, ge=1)
 
 
-class DatasetConfig(_Strict):
-    """Generation and splits.
+class Price(_Strict):
+    """What a million tokens cost, in dollars.
 
     Attributes:
-        teacher: Who writes questions; `extractive` needs no key.
-        max_examples: Upper bound of generated training rows, spread evenly over the chunks.
+        input: Tokens of the prompt.
+        output: Tokens of the reply.
+        cache_write: Tokens of the prompt that the provider keeps; as `input` where None.
+        cache_read: Tokens of the prompt that the provider had kept; as `input` where None.
+        batch: Factor on all of them for calls in a batch.
+        max_prompt_tokens: Longest prompt these prices hold for; None where they hold for any. Calls that may be longer
+            are not made.
+    """
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cache_write: float | None = Field(default=None, ge=0)
+    cache_read: float | None = Field(default=None, ge=0)
+    batch: float = Field(default=1.0, gt=0, le=1)
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+
+
+class TeacherConfig(_Strict):
+    """Who writes questions and labels, and what it may cost.
+
+    Attributes:
+        provider: `offline` needs no key; `anthropic`; `openai_compatible` (any server that speaks its chat API);
+            `recorded` replays the file that `recording` names.
+        model: As the provider calls it.
+        base_url: Of an OpenAI-compatible server; the provider's own where None.
+        recording: JSONL of replies, relative to the task's folder.
+        price: Replaces the price table's; must be given for a model that is not in it.
+        max_cost_usd: Never exceeded by what the provider counts for one run.
+        use_batches: Whether many calls go through the provider's batch interface: half the price, up to a day's
+            wait.
+        batch_size: Most calls in one batch.
+        concurrency: Calls under way at the same time.
+        max_tokens: Longest reply to one call.
+        timeout_s: For one call.
+        max_retries: After 429, 5xx, 529 and broken connections.
+        resend_interrupted: Whether calls that a killed run left under way are made again; they may be paid twice.
+        is_checking: Whether every generated candidate is also checked by the teacher with its source in front.
+    """
+
+    provider: Literal["offline", "anthropic", "openai_compatible", "recorded"] = "offline"
+    model: str | None = None
+    base_url: HttpUrl | None = None
+    recording: str | None = None
+    price: Price | None = None
+    max_cost_usd: float = Field(default=5.0, gt=0)
+    use_batches: bool = True
+    batch_size: int = Field(default=1000, ge=1, le=100_000)
+    concurrency: int = Field(default=8, ge=1, le=256)
+    max_tokens: int = Field(default=2000, ge=64)
+    timeout_s: float = Field(default=120.0, gt=0)
+    max_retries: int = Field(default=4, ge=0)
+    resend_interrupted: bool = False
+    is_checking: bool = True
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides what comes of asking; how fast it goes plays no part."""
+        speed = {"use_batches", "batch_size", "concurrency", "timeout_s", "max_retries"}
+        return self.model_dump(mode="json", exclude=speed)
+
+
+class TeacherEvaluationConfig(_Strict):
+    """The examination of the teacher before it is paid for more.
+
+    Attributes:
+        max_rows: Test rows it answers, spread evenly over the file.
+        metric: That decides; None: `accuracy` for classification, else `judge` where there is one, else `token_f1`.
+        proceed: From this value on the verdict is proceed.
+        rethink: Below this value it is rethink; between the two, iterate.
+        is_judged: Whether the teacher's own model also judges each answer.
+        overruled_by: Why runs go on whatever the verdict; for one run only, its configuration says so instead.
+    """
+
+    max_rows: int = Field(default=50, ge=1)
+    metric: Literal["exact_match", "token_f1", "rouge_l", "meteor", "judge", "accuracy"] | None = None
+    proceed: Fraction = 0.6
+    rethink: Fraction = 0.3
+    is_judged: bool = True
+    overruled_by: str = ""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> TeacherEvaluationConfig:
+        if self.rethink > self.proceed:
+            raise ValueError(
+                f"rethink ({self.rethink}) is above proceed ({self.proceed}): lower the one or raise the other"
+            )
+        if self.metric == "judge" and not self.is_judged:
+            raise ValueError("metric is judge, but is_judged is false: set it to true or name another metric")
+        return self
+
+
+class DatasetConfig(_Strict):
+    """Generation, filters and splits.
+
+    Attributes:
+        max_examples: Upper bound of generated or labelled training rows, spread evenly over chunks or classes.
         max_per_chunk: Upper bound for one chunk.
+        kinds: Question kinds, in turn over the chunks.
+        difficulties: In turn.
+        registers: In whose words a question is asked, in turn.
+        topics: Questions prefer these, where a passage is about one.
+        n_shots: Train rows shown to the teacher as examples.
+        unanswerable_fraction: Share of the generated rows whose passage does not hold the answer.
         validation_fraction: Share of the training documents held out for validation.
         n_contexts: Most passages in a training prompt; each row draws a number from one to this. The answer's own
-            passage is always among them.
+            passage is always among them, if the row is answerable.
+        max_question_words: Of a generated question.
+        max_answer_words: Of a generated answer; a hand-written one is as long as people want it.
+        min_label_confidence: Lowest confidence of a label that the teacher gave.
+        near_duplicate_question: Word 3-gram overlap from which two generated questions count as one.
+        max_test_similarity: Cosine of the sentence embeddings from which a training question counts as a test question.
         seed: For every random choice.
     """
 
-    teacher: str = "extractive"
     max_examples: int = Field(default=150, ge=0)
-    max_per_chunk: int = Field(default=3, ge=1)
+    max_per_chunk: int = Field(default=3, ge=1, le=20)
+    kinds: tuple[str, ...] = ("definition", "number", "comparison", "procedure", "reason", "yes_no", "requirement")
+    difficulties: tuple[str, ...] = ("easy", "medium", "hard")
+    registers: tuple[str, ...] = ("layperson", "practitioner", "expert")
+    topics: tuple[str, ...] = ()
+    n_shots: int = Field(default=4, ge=0, le=20)
+    unanswerable_fraction: Fraction = 0.0
     validation_fraction: Fraction = 0.1
     n_contexts: int = Field(default=2, ge=1, le=8)
+    max_question_words: int = Field(default=40, ge=5)
+    max_answer_words: int = Field(default=60, ge=1)
+    min_label_confidence: Fraction = 0.5
+    near_duplicate_question: Fraction = 0.8
+    max_test_similarity: Fraction = 0.95
     seed: int = 17
 
 
@@ -143,7 +259,7 @@ class EvaluationConfig(_Strict):
     """The benchmark.
 
     Attributes:
-        max_rows: Upper bound of test rows, taken in the file's order.
+        max_rows: Upper bound of test rows, spread evenly over the file.
         max_new_tokens: Longest answer, in evaluation and in serving.
         bootstrap: Resamples for the intervals.
     """
@@ -169,12 +285,37 @@ class Columns(_Strict):
     source: str | None = None
 
 
+class Files(_Strict):
+    """Files of rows by another name or in another place (`files: {train: ../banking77/train.csv}`).
+
+    Attributes:
+        train: Train rows, relative to the task's folder or absolute.
+        test: Test rows.
+        unstructured: Text without labels or questions.
+        rows: One file of rows that brings no split; instead of `train` and `test`.
+        test_fraction: Share of the documents of `rows` that becomes test rows.
+    """
+
+    train: str | None = None
+    test: str | None = None
+    unstructured: str | None = None
+    rows: str | None = None
+    test_fraction: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Files:
+        if self.rows and (self.train or self.test):
+            raise ValueError("rows stands instead of train and test: name either the one or the others")
+        return self
+
+
 class TaskConfig(_Strict):
     """`config.yaml`.
 
     Attributes:
         type: Task type.
         columns: Of the files of rows.
+        files: Where the rows lie, if not in the task's folder under their usual names.
         no_answer: What is answered where a row (SQuAD 2.0) says that its passage does not hold the answer.
         recipe: Name of a recipe in `ev_platform/training/recipes`, or the path of one below the task's folder.
         base_model: Replaces the recipe's base model.
@@ -182,10 +323,13 @@ class TaskConfig(_Strict):
 
     type: str = "open_book_qa"
     columns: Columns = Columns()
+    files: Files = Files()
     no_answer: str = Field(default="The passages do not say.", min_length=1)
     recipe: str = "smollm2-135m-cpu"
     base_model: str | None = None
     corpus: CorpusConfig = CorpusConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    teacher_evaluation: TeacherEvaluationConfig = TeacherEvaluationConfig()
     dataset: DatasetConfig = DatasetConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -251,16 +395,48 @@ class Task:
         return read_model(Sources, file) if file.exists() else Sources()
 
     @cached_property
+    def job(self) -> JobDescription:
+        """`job_description.json`.
+
+        Raises:
+            UserError: If it is missing or unusable.
+        """
+        file = self.folder / "job_description.json"
+        if not file.exists():
+            raise UserError(f'{file} is missing: write {{"task_description": "what the model is for"}} there.')
+        return read_model(JobDescription, file)
+
+    @property
     def description(self) -> str:
         """The task in words.
 
         Raises:
             UserError: If `job_description.json` is missing or unusable.
         """
-        file = self.folder / "job_description.json"
-        if not file.exists():
-            raise UserError(f'{file} is missing: write {{"task_description": "what the model is for"}} there.')
-        return read_model(JobDescription, file).task_description
+        return self.job.task_description
+
+    @cached_property
+    def classes(self) -> dict[str, str]:
+        """Label to its description; empty where the task type has no labels.
+
+        The labels are those of `classes_description`, else those of the train rows, without descriptions.
+
+        Raises:
+            UserError: If they are to be found in the train rows and those cannot be read.
+        """
+        from ev_platform.tasks.rows import read_rows
+        from ev_platform.tasks.types import get_task_type
+
+        if not get_task_type(self.config.type).has_classes:
+            return {}
+        return self.job.classes_description or dict.fromkeys(sorted({r.answer for r in read_rows(self, "train")}), "")
+
+    @property
+    def instructions(self) -> str:
+        """The system message of every prompt: the description, with the classes where there are any."""
+        from ev_platform.tasks.types import get_task_type
+
+        return get_task_type(self.config.type).instructions(self.description, self.classes)
 
 
 def find_tasks(tasks_dir: Path) -> dict[str, Task]:

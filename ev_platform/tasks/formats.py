@@ -165,3 +165,19 @@ def check_value(file: Path, place: str, column: str, value: Any, *, required: bo
     else:
         return value.strip()
     return Problem(f"{file} {place}: {column} {wrong}", file.name, place, column)
+
+
+def check_passages(file: Path, place: str, column: str, value: Any, *, required: bool = True) -> str | Problem:
+    """Return a field of passages as one text, or what is wrong with it, as `check_value` does.
+
+    A list is read as passages with an empty line between them, a list in it as lines, a list in that as sentences:
+    that is how RAG sets and HotpotQA (Yang et al. 2018) write a context.
+    """
+    return check_value(file, place, column, _join(value, ("\n\n", "\n", " ")), required=required)
+
+
+def _join(value: Any, separators: tuple[str, ...]) -> Any:
+    if not isinstance(value, list) or not separators:
+        return value
+    parts = [_join(part, separators[1:]) for part in value]
+    return separators[0].join(part.strip() for part in parts) if all(isinstance(p, str) for p in parts) else value

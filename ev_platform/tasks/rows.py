@@ -1,5 +1,6 @@
 """The rows that people wrote: `train` and `test` as CSV, JSONL, JSON or SQuAD, checked one by one.
 
+`files` in config.yaml names files of another name or place, and one file for both splits.
 Columns are found by their names: `question` and `answer`; `text` and `label` or `category`; `instruction`, `input` and
 `output`; chat `messages`. `columns` in config.yaml names any others. How files are parsed is in `formats` and `squad`;
 what rows say about each other is in `folders`.
@@ -14,9 +15,11 @@ from pathlib import Path
 from ev_platform.errors import UserError
 from ev_platform.tasks import Columns, Task
 from ev_platform.tasks.formats import (
+    SUFFIXES,
     Problem,
     Record,
     as_record,
+    check_passages,
     check_value,
     find_files,
     parse_json,
@@ -24,6 +27,7 @@ from ev_platform.tasks.formats import (
     read_jsonl,
     read_text,
 )
+from ev_platform.tasks.splitting import choose_test_rows
 from ev_platform.tasks.squad import SquadQuestion, read_squad
 
 REQUIRED = ("question", "answer")
@@ -44,7 +48,8 @@ class TaskRow:
         source: Address of the document that holds the answer (`#page=N` for a PDF's page), where it is known.
         answers: All accepted answers, where the file gives more than one field for them (SQuAD).
         answer_start: Where the answer begins in the context, in characters, where the file says so.
-        is_answerable: False where the file says that the context does not hold the answer.
+        is_answerable: False where the file says that the context does not hold the answer, or the answer is the
+            `no_answer` of config.yaml.
     """
 
     split: str
@@ -75,40 +80,83 @@ def read_rows(task: Task, split: str) -> list[TaskRow]:
 def scan_rows(task: Task, split: str) -> Iterator[TaskRow | Problem]:
     """Yield the rows of one split in the file's order, and in place of a row that cannot be used what is wrong.
 
+    What is wrong in a file for both splits is told with its train rows.
+
     Raises:
         UserError: If the file is missing, cannot be parsed at all, or has no rows.
     """
-    files = find_files(task.folder, split)
+    files = row_files(task, split)
     if not files:
         raise UserError(f"{task.folder / split}.csv is missing: write a table with the columns question and answer.")
     file = files[0]
     n_rows = 0
-    for row in _scan(file, split, task):
+    for row in _scan_both(file, split, task) if task.config.files.rows else _scan(file, split, task):
         n_rows += 1
         yield row
     if not n_rows:
+        if task.config.files.rows:
+            raise UserError(f"{file} has too few rows to make {split} rows of: look at files.test_fraction.")
         raise UserError(f"{file} has no rows: write at least one question and answer.")
 
 
+def row_files(task: Task, name: str) -> list[Path]:
+    """Return the files of `train`, `test` or `unstructured`; the first one is read.
+
+    Raises:
+        UserError: If config.yaml names one that does not exist or is of no known format.
+    """
+    files = task.config.files
+    own, key = getattr(files, name), name
+    if files.rows and name != "unstructured":
+        own, key = files.rows, "rows"
+    if own is None:
+        return find_files(task.folder, name)
+    file = task.folder / own
+    said = f"{task.folder / 'config.yaml'}: files.{key} is {own!r}"
+    if not file.is_file():
+        raise UserError(f"{said}, but there is no file {file}: put it there, or correct the path.")
+    if file.suffix not in SUFFIXES:
+        raise UserError(f"{said}, which is none of {', '.join(SUFFIXES)}: save it as one of them.")
+    return [file]
+
+
 def scan_texts(task: Task) -> Iterator[str | Problem]:
-    """Yield the texts of `unstructured.csv` (or `.jsonl`, `.json`), one for each row, from its column `context`.
+    """Yield the texts of `unstructured.csv` (or `.jsonl`, `.json`), one for each row.
+
+    They stand in the column `context`; where there is none, in the one that config.yaml names for contexts, else for
+    questions.
 
     Raises:
         UserError: If the file is missing, cannot be parsed at all, or lacks the column.
     """
-    files = find_files(task.folder, "unstructured")
+    return (text for _, _, text in scan_placed_texts(task))
+
+
+def scan_placed_texts(task: Task) -> Iterator[tuple[Path, str, str | Problem]]:
+    """Yield what `scan_texts` does, each with its file and its place in the file, such as `row 12`.
+
+    Raises:
+        UserError: As `scan_texts`.
+    """
+    files = row_files(task, "unstructured")
     if not files:
         raise UserError(f"{task.folder / 'unstructured.csv'} is missing: write a table with the column context.")
-    header, records = _records(files[0])
-    if header and header.count("context") != 1:
-        raise UserError(f"{files[0]} row 1 (the header) does not name one column 'context'; it has {header}.")
+    file, columns = files[0], task.config.columns
+    header, records = _records(file)
+    if header and header.count(column := _text_column(header, columns)) != 1:
+        raise UserError(f"{file} row 1 (the header) does not name one column {column!r}; it has {header}.")
     for record in records:
         if isinstance(record, Problem):
-            yield record
+            yield file, record.place or "", record
         elif isinstance(record, SquadQuestion):
-            yield record.context
+            yield file, record.place, record.context
         else:
-            yield check_value(files[0], record.place, "context", record.data.get("context"))
+            column = _text_column(record.data, columns)
+            yield file, record.place, check_passages(file, record.place, column, record.data.get(column))
+
+
+def _text_column(names: Collection[str], columns: Columns) -> str:
+    return next((name for name in ("context", columns.context, columns.question) if name and name in names), "context")
 
 
 def _records(file: Path) -> tuple[list[str] | None, Iterator[Record | Problem | SquadQuestion]]:
@@ -123,6 +171,18 @@ def _records(file: Path) -> tuple[list[str] | None, Iterator[Record | Problem | 
     if not isinstance(data, list):
         raise UserError(f"{file} is neither a list of objects nor a SQuAD file with data, paragraphs and qas.")
     return None, (as_record(file, f"row {number}", item) for number, item in enumerate(data, 1))
+
+
+def _scan_both(file: Path, split: str, task: Task) -> Iterator[TaskRow | Problem]:
+    found = list(_scan(file, split, task))
+    rows = [row for row in found if isinstance(row, TaskRow)]
+    chosen = iter(choose_test_rows(rows, task.config.files.test_fraction, task.config.dataset.seed))
+    for row in found:
+        if isinstance(row, Problem):
+            if split == "train":
+                yield row
+        elif next(chosen) == (split == "test"):
+            yield row
 
 
 def _scan(file: Path, split: str, task: Task) -> Iterator[TaskRow | Problem]:
@@ -150,7 +210,8 @@ def _scan(file: Path, split: str, task: Task) -> Iterator[TaskRow | Problem]:
                 is_answerable=bool(record.answers),
             )
         else:
-            yield _row(file, split, record, _fields(record.data, columns, is_one_instruction=is_one))
+            fields = _fields(record.data, columns, is_one_instruction=is_one)
+            yield _row(file, split, record, fields, task.config.no_answer)
 
 
 def _fields(names: Collection[str], columns: Columns, *, is_one_instruction: bool = False) -> dict[str, str]:
@@ -207,7 +268,7 @@ def _from_chat(file: Path, record: Record) -> Record | Problem:
     return Record(record.place, record.data | {"question": question, "answer": answer})
 
 
-def _row(file: Path, split: str, record: Record, fields: dict[str, str]) -> TaskRow | Problem:
+def _row(file: Path, split: str, record: Record, fields: dict[str, str], no_answer: str) -> TaskRow | Problem:
     if not any(fields[name] in record.data for name in REQUIRED):
         said = f"has neither {fields['question']!r} nor {fields['answer']!r}, but {sorted(record.data)}"
         return Problem(
@@ -217,7 +278,8 @@ def _row(file: Path, split: str, record: Record, fields: dict[str, str]) -> Task
         )
     values: dict[str, str] = {}
     for field, column in fields.items():
-        value = check_value(file, record.place, column, record.data.get(column), required=field in REQUIRED)
+        check = check_passages if field == "context" else check_value
+        value = check(file, record.place, column, record.data.get(column), required=field in REQUIRED)
         if isinstance(value, Problem):
             return value
         values[field] = value
@@ -228,4 +290,5 @@ def _row(file: Path, split: str, record: Record, fields: dict[str, str]) -> Task
         values["answer"],
         values["context"] or None,
         values["source"] or None,
+        is_answerable=values["answer"] != no_answer,
     )

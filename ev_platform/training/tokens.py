@@ -8,26 +8,50 @@ from pathlib import Path
 from ev_platform.prompting import Messages
 from ev_platform.training.base import load_tokenizer
 
+_BLOCK = 1000
+
 
 def text_counter(folder: Path) -> Callable[[Sequence[str]], list[int]]:
     """Return a function that counts the tokens of plain texts."""
     tokenizer = load_tokenizer(folder)
 
     def count(texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+        counts: list[int] = []
+        # The ids of a whole SQuAD at once would take a gigabyte.
+        for start in range(0, len(texts), _BLOCK):
+            block = list(texts[start : start + _BLOCK])
+            encoded = tokenizer(block, add_special_tokens=False, return_attention_mask=False)
+            counts += [len(ids) for ids in encoded["input_ids"]]
+        return counts
+
+    return count
+
+
+def chats_counter(folder: Path) -> Callable[[Sequence[tuple[Messages, str]]], list[tuple[int, int]]]:
+    """Return a function that counts (tokens of a chat with its answer, tokens of the answer and its end) of many chats.
+
+    The tokenizer works through many texts at once several times as fast as one by one.
+    """
+    tokenizer = load_tokenizer(folder)
+    count_texts = text_counter(folder)
+
+    def count(chats: Sequence[tuple[Messages, str]]) -> list[tuple[int, int]]:
+        texts = []
+        for messages, answer in chats:
+            whole = [*messages, {"role": "assistant", "content": answer}]
+            texts.append(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            texts.append(tokenizer.apply_chat_template(whole, tokenize=False))
+        counts = count_texts(texts)
+        return [(whole, whole - prompt) for prompt, whole in zip(counts[::2], counts[1::2], strict=True)]
 
     return count
 
 
 def chat_counter(folder: Path) -> Callable[[Messages, str], tuple[int, int]]:
-    """Return a function that counts (tokens of a chat with its answer, tokens of the answer and its end)."""
-    tokenizer = load_tokenizer(folder)
-    count_texts = text_counter(folder)
+    """Return a function that counts as `chats_counter` does, one chat a call."""
+    count_chats = chats_counter(folder)
 
     def count(messages: Messages, answer: str) -> tuple[int, int]:
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
-        n_prompt, n_whole = count_texts([prompt, whole])
-        return n_whole, n_whole - n_prompt
+        return count_chats([(messages, answer)])[0]
 
     return count

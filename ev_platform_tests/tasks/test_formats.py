@@ -5,41 +5,7 @@ import pytest
 from ev_platform.errors import UserError
 from ev_platform.tasks import Task, formats
 from ev_platform.tasks.formats import Problem
-from ev_platform.tasks.rows import read_rows, scan_rows, scan_texts
-
-
-@pytest.fixture
-def task(tmp_path):
-    return Task("cars", tmp_path)
-
-
-@pytest.fixture
-def read(task):
-    """Return a function that reads a training file of the given content, and config.yaml beside it."""
-
-    def read(content, name="train.jsonl", config=""):
-        (task.folder / "config.yaml").write_text(config)
-        if not isinstance(content, str | bytes):
-            content = json.dumps(content)
-        (task.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        return read_rows(Task("cars", task.folder), "train")
-
-    return read
-
-
-@pytest.fixture
-def refused(task, read):
-    """Return a function that gives the one sentence which a content is refused with, after its file's path."""
-
-    def refused(content, name="train.jsonl", config=""):
-        with pytest.raises(UserError) as error:
-            read(content, name, config)
-        said = str(error.value)
-        assert said.startswith(str(task.folder / name))
-        assert said.endswith(".") and "\n" not in said
-        return said.removeprefix(str(task.folder / name)).strip()
-
-    return refused
+from ev_platform.tasks.rows import scan_rows, scan_texts
 
 
 def triples(rows):
@@ -93,7 +59,7 @@ def test_chat_messages_are_one_question_and_its_answer(read):
         {"role": "assistant", "content": "So."},
     ]
     lines = "\n".join(json.dumps({"messages": own}) for own in (turns, turns[1:]))
-    assert triples(read(lines)) == [("Why?", "So.", None)] * 2
+    assert triples(read(lines, "train.jsonl")) == [("Why?", "So.", None)] * 2
 
 
 def test_csv_with_crlf_bom_and_quoted_break_in_other_columns_is_read(read):
@@ -164,7 +130,7 @@ def chat(*roles, content="Why?"):
     ],
 )
 def test_jsonl_that_cannot_be_used_names_row_and_column(refused, content, said):
-    assert refused(content).startswith(said)
+    assert refused(content, "train.jsonl").startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -232,3 +198,22 @@ def test_texts_that_cannot_be_read_say_why(task, content, said):
         (task.folder / "unstructured.csv").write_text(content)
     with pytest.raises(UserError, match=said):
         list(scan_texts(task))
+
+
+def test_context_that_is_a_list_is_read_as_its_passages(read):
+    row = {"question": "Why?", "answer": "So.", "context": ["One. ", "Two."]}
+    assert triples(read([row], "train.json")) == [("Why?", "So.", "One.\n\nTwo.")]
+    # As HotpotQA writes it: a title and its sentences.
+    row["context"] = [["Ada", ["She wrote.", " She slept."]], ["Bob", ["He sang."]]]
+    assert triples(read([row], "train.json")) == [("Why?", "So.", "Ada\nShe wrote. She slept.\n\nBob\nHe sang.")]
+
+
+def test_context_that_is_a_list_of_other_things_is_refused(refused):
+    row = {"question": "Why?", "answer": "So.", "context": ["One.", 2]}
+    assert refused([row], "train.json") == "row 1: context is list, not text."
+
+
+def test_texts_are_read_from_the_column_that_config_names(task):
+    (task.folder / "unstructured.csv").write_text("text,category\nHi.,a\n")
+    (task.folder / "config.yaml").write_text("columns: {question: text}")
+    assert list(scan_texts(Task("cars", task.folder))) == ["Hi."]

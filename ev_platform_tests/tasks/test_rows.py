@@ -3,41 +3,9 @@ import json
 import pytest
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import Task
 from ev_platform.tasks.rows import read_rows
 
 HEADER = "question,answer\n"
-
-
-@pytest.fixture
-def task(tmp_path):
-    return Task("cars", tmp_path)
-
-
-@pytest.fixture
-def read(task):
-    """Return a function that reads a training file of the given content."""
-
-    def read(content, name="train.csv"):
-        (task.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        return read_rows(task, "train")
-
-    return read
-
-
-@pytest.fixture
-def refused(task, read):
-    """Return a function that gives the sentence which a content is refused with, after the name of its file."""
-
-    def refused(content, name="train.csv"):
-        with pytest.raises(UserError) as error:
-            read(content, name)
-        said = str(error.value)
-        assert said.startswith(str(task.folder / name))
-        assert said.endswith(".") and "\n" not in said
-        return said.removeprefix(str(task.folder / name)).strip()
-
-    return refused
 
 
 def questions(rows):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import JobDescription, Task, read_model
+from ev_platform.tasks import Task
 from ev_platform.tasks.folders.findings import (
     Finding,
     Label,
     Leak,
     Lengths,
+    find_flaws,
     find_labels,
     find_leaks,
     find_long_answers,
@@ -22,9 +23,12 @@ from ev_platform.tasks.folders.findings import (
     judge_leaks,
     lengths,
 )
-from ev_platform.tasks.formats import Problem, find_files
-from ev_platform.tasks.rows import TaskRow, scan_rows, scan_texts
-from ev_platform.tasks.types import TASK_TYPES
+from ev_platform.tasks.folders.new import is_sample
+from ev_platform.tasks.formats import Problem
+from ev_platform.tasks.rows import TaskRow, row_files, scan_rows, scan_texts
+from ev_platform.tasks.types import TASK_TYPES, get_task_type
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class FileSummary:
     """What one file of rows holds.
 
     Attributes:
-        file: Its name.
+        file: Its name, with the split where it holds both.
         n_rows: Rows that can be used.
         n_wrong: Rows that cannot.
         n_unanswerable: Of the rows that can be used, those whose passage does not hold the answer.
@@ -53,7 +57,7 @@ class Report:
     Attributes:
         task: Name of the folder.
         type: Task type: as config.yaml names it, else what the folder's files are of.
-        is_trainable: Whether that type can be trained.
+        is_trainable: Whether there is such a type.
         files: What is in the files of rows, in the order train, test, unstructured.
         labels: Of a classification task.
         leaks: Pairs of test and training questions.
@@ -92,30 +96,39 @@ def check_folder(folder: Path, inbox: Path | None = None) -> Report:
         raise UserError(f"{folder} is not a folder: name a task folder, or make one with `ev-platform task new NAME`.")
     task = Task(folder.name, folder.resolve())
     found: list[Finding] = []
-    classes = _read_classes(task, found)
+    has_job = _holds(lambda: task.job, "job_description", "job_description.json", found)
+    descriptions = task.job.classes_description if has_job else {}
     has_config = _holds(lambda: task.config, "config", "config.yaml", found)
     rows: list[TaskRow] = []
     files: list[FileSummary] = []
+    n_texts = 0
     if has_config:
         for split in ("train", "test"):
             own, summary = _read_split(task, split, found)
             rows += own
             files += [summary] if summary else []
-    unstructured = _read_texts(task, found)
-    files += [unstructured] if unstructured else []
-    kind = _type_of(task, classes, rows) if has_config else "unknown"
+        unstructured = _read_texts(task, found)
+        files += [unstructured] if unstructured else []
+        n_texts = unstructured.n_rows if unstructured else 0
+    kind = _type_of(task, descriptions, rows) if has_config else "unknown"
     report = Report(task.folder.name, kind, kind in TASK_TYPES, files)
+    report.leaks = find_leaks(rows)
     if has_config:
         found += _judge_type(task, kind)
         found += _judge_setup(task)
-    found += _judge_sources(task, inbox, has_texts=unstructured is not None)
-    report.labels = find_labels(rows, classes)
-    report.leaks = find_leaks(rows)
+        found += _judge_sources(task, kind, rows, inbox, n_texts=n_texts)
+    if report.is_trainable:
+        task_type = TASK_TYPES[kind]
+        classes = descriptions
+        if task_type.has_classes and not descriptions:
+            classes = {row.answer: "" for row in rows if row.split == "train"}
+        found += find_flaws(rows, task_type, classes)
+        report.labels = find_labels(rows, descriptions, is_certain=task_type.has_classes)
     found += judge_leaks(report.leaks, rows)
     found += find_repeats(rows)
-    if not report.labels:
-        found += find_long_answers(rows)
-    found += judge_labels(report.labels, rows)
+    if has_config and not report.labels:
+        found += find_long_answers(rows, task.config.evaluation.max_new_tokens)
+    found += judge_labels(report.labels)
     report.findings = sorted(found, key=lambda finding: not finding.stops)
     return report
 
@@ -130,31 +143,46 @@ def _holds(read: Callable[[], Any], kind: str, file: str, found: list[Finding]) 
     return True
 
 
-def _read_classes(task: Task, found: list[Finding]) -> dict[str, str]:
-    name = "job_description.json"
-    if not _holds(lambda: task.description, "job_description", name, found):
-        return {}
-    return read_model(JobDescription, task.folder / name).classes_description
+def _sift(scan: Iterable[Item | Problem], kind: str, file: str, found: list[Finding], *, stops: bool) -> list[Item]:
+    """Return what can be used; what cannot, and what ends the scan, is added to what was found."""
+    usable: list[Item] = []
+    try:
+        for item in scan:
+            if isinstance(item, Problem):
+                found.append(Finding(kind, stops, item.sentence, item.file, item.place, item.column))
+            else:
+                usable.append(item)
+    except UserError as error:
+        found.append(Finding("rows" if stops else kind, stops, str(error), file))
+    return usable
+
+
+def _files_of(task: Task, name: str, found: list[Finding]) -> list[Path] | None:
+    """Return the files of a split or of `unstructured`, None where config.yaml names one that cannot be read."""
+    try:
+        return row_files(task, name)
+    except UserError as error:
+        if all(finding.message != str(error) for finding in found):  # one file may be named for both splits
+            found.append(Finding("files", True, str(error), "config.yaml", None, "files"))
+        return None
 
 
 def _read_split(task: Task, split: str, found: list[Finding]) -> tuple[list[TaskRow], FileSummary | None]:
-    rows: list[TaskRow] = []
-    n_wrong = 0
-    files = find_files(task.folder, split)
-    try:
-        for row in scan_rows(task, split):
-            if isinstance(row, Problem):
-                n_wrong += 1
-                found.append(Finding("wrong_row", True, row.sentence, row.file, row.place, row.column))
-            else:
-                rows.append(row)
-    except UserError as error:
-        found.append(Finding("rows", True, str(error), files[0].name if files else f"{split}.csv"))
+    files = _files_of(task, split, found)
+    if files is None:
+        return [], None
+    name = files[0].name if files else f"{split}.csv"
+    n_before = len(found)
+    rows = _sift(scan_rows(task, split), "wrong_row", name, found, stops=True)
+    n_wrong = sum(finding.kind == "wrong_row" for finding in found[n_before:])
     if len(files) > 1:
         others = ", ".join(file.name for file in files[1:])
-        found.append(Finding("second_file", False, f"Beside {files[0].name}, {others} is not read.", files[1].name))
+        found.append(Finding("second_file", False, f"Beside {name}, {others} is not read.", files[1].name))
     if not files:
         return rows, None
+    if is_sample(files[0]):
+        said = f"{name} still holds the sample rows of `ev-platform task new`: write your own in their place."
+        found.append(Finding("sample_rows", False, said, name))
     texts = {
         "question": [row.question for row in rows],
         "answer": [row.answer for row in rows if row.is_answerable],
@@ -162,47 +190,39 @@ def _read_split(task: Task, split: str, found: list[Finding]) -> tuple[list[Task
     }
     measured = {name: measure for name, own in texts.items() if (measure := lengths(own))}
     n_unanswerable = sum(not row.is_answerable for row in rows)
-    return rows, FileSummary(files[0].name, len(rows), n_wrong, n_unanswerable, measured)
+    shown = f"{name} ({split})" if task.config.files.rows else name
+    return rows, FileSummary(shown, len(rows), n_wrong, n_unanswerable, measured)
 
 
 def _read_texts(task: Task, found: list[Finding]) -> FileSummary | None:
-    files = find_files(task.folder, "unstructured")
+    files = _files_of(task, "unstructured", found)
     if not files:
         return None
-    texts: list[str] = []
-    n_wrong = 0
-    try:
-        for text in scan_texts(task):
-            if isinstance(text, Problem):
-                n_wrong += 1
-                found.append(Finding("wrong_text", False, text.sentence, text.file, text.place, text.column))
-            else:
-                texts.append(text)
-    except UserError as error:
-        found.append(Finding("wrong_text", False, str(error), files[0].name))
+    n_before = len(found)
+    texts = _sift(scan_texts(task), "wrong_text", files[0].name, found, stops=False)
+    n_wrong = sum(finding.row is not None for finding in found[n_before:])
     measure = lengths(texts)
     return FileSummary(files[0].name, len(texts), n_wrong, 0, {"context": measure} if measure else {})
 
 
-def _type_of(task: Task, classes: dict[str, str], rows: list[TaskRow]) -> str:
+def _type_of(task: Task, descriptions: dict[str, str], rows: list[TaskRow]) -> str:
     """Return the type that config.yaml names, else the one that the files are of."""
     if "type" in task.config.model_fields_set:
         return task.config.type
-    if classes:
-        return "classification"
-    if any(row.answer_start is not None for row in rows):
-        return "extractive_qa"
-    return task.config.type
+    has_spans = any(row.answer_start is not None for row in rows)
+    fitting = [t.name for t in TASK_TYPES.values() if t.fits(has_descriptions=bool(descriptions), has_spans=has_spans)]
+    return fitting[0] if fitting else task.config.type
 
 
 def _judge_type(task: Task, kind: str) -> Iterator[Finding]:
-    if kind not in TASK_TYPES:
-        said = f"This is a folder of the type {kind}, which cannot be trained yet; the types that can be are "
-        said += f"{', '.join(TASK_TYPES)}: if one of them fits too, write it below type in config.yaml."
-        yield Finding("type", True, said, "config.yaml", None, "type")
-    elif kind != task.config.type:
-        said = f"This is a folder of the type {kind}, but config.yaml does not say so: write type: {kind} there."
-        yield Finding("type", True, said, "config.yaml", None, "type")
+    try:
+        get_task_type(kind)
+    except UserError as error:
+        yield Finding("type", True, str(error), "config.yaml", None, "type")
+    else:
+        if kind != task.config.type:
+            said = f"This is a folder of the type {kind}, but config.yaml does not say so: write type: {kind} there."
+            yield Finding("type", True, said, "config.yaml", None, "type")
 
 
 def _judge_setup(task: Task) -> Iterator[Finding]:
@@ -214,26 +234,32 @@ def _judge_setup(task: Task) -> Iterator[Finding]:
         yield Finding("recipe", True, str(error), "config.yaml", None, "recipe")
 
 
-def _judge_sources(task: Task, inbox: Path | None, *, has_texts: bool) -> Iterator[Finding]:
+def _judge_sources(
+    task: Task, kind: str, rows: list[TaskRow], inbox: Path | None, *, n_texts: int
+) -> Iterator[Finding]:
     name = "sources.yaml"
     found: list[Finding] = []
     if not _holds(lambda: task.sources, "sources", name, found):
         yield from found
         return
     sources, file = task.sources, task.folder / name
-    if not sources.seeds and not sources.pdfs and not (inbox and _holds_pdf(inbox)):
-        unread = " (unstructured.csv is checked, but not collected)" if has_texts else ""
+    has_corpus = kind in TASK_TYPES and TASK_TYPES[kind].has_corpus
+    # Rows that bring their own passage can be learned from without any corpus.
+    is_needed = has_corpus and not (rows and all(row.context for row in rows))
+    names_any = sources.seeds or sources.pdfs or sources.texts or n_texts
+    if is_needed and not names_any and not (inbox and _holds_pdf(inbox)):
         lacks = "names nothing to collect" if file.exists() else "is missing"
-        said = f"{file} {lacks}{unread}: write an address below seeds, or files below pdfs."
+        said = f"{file} {lacks}: write an address below seeds, or files below pdfs or texts."
         yield Finding("nothing_to_collect", True, said, name)
     for mirror in sources.mirrors:
         if not (task.folder / mirror.folder).is_dir():
             said = f"{file}: the folder {mirror.folder!r} of the mirror of {mirror.base_url} does not exist."
             yield Finding("sources", True, said, name, None, "mirrors")
-    for pattern in sources.pdfs:
-        if not _matches(task.folder, pattern):
-            said = f"{file}: no file matches the PDF glob {pattern!r}: put the files there, or remove the glob."
-            yield Finding("sources", True, said, name, None, "pdfs")
+    for key, what, patterns in (("pdfs", "PDF", sources.pdfs), ("texts", "text", sources.texts)):
+        for pattern in patterns:
+            if not _matches(task.folder, pattern):
+                said = f"{file}: no file matches the {what} glob {pattern!r}: put the files there, or remove the glob."
+                yield Finding("sources", True, said, name, None, key)
 
 
 def _matches(folder: Path, pattern: str) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ev_platform.dataset.build import MAX_ANSWER_WORDS, MAX_QUESTION_OVERLAP, word_trigrams, words
+from ev_platform.dataset.overlap import MAX_QUESTION_OVERLAP, word_trigrams, words
 from ev_platform.tasks.rows import TaskRow
+from ev_platform.tasks.types import TaskType
 
 # Answers are labels where each stands for this many rows on average; free answers hardly ever come back.
 _ROWS_PER_LABEL = 5
@@ -94,11 +95,26 @@ def lengths(texts: Iterable[str]) -> Lengths | None:
     return Lengths(int(p50), int(p95), int(longest))
 
 
-def find_labels(rows: Sequence[TaskRow], classes: dict[str, str]) -> list[Label]:
-    """Return the labels of a classification task, by name; nothing where answers are free text."""
+def find_flaws(rows: Sequence[TaskRow], task_type: TaskType, classes: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield rows that cannot be examples of their task's type: labels that are no class, answers that are no span."""
+    for row in rows:
+        flaw = task_type.flaw(asdict(row), row.context, classes)
+        if flaw is not None:
+            reason, _, detail = flaw.partition(": ")
+            yield Finding(reason, False, f"{row.where}: {detail}.", *_split_place(row.where), "answer")
+
+
+def find_labels(rows: Sequence[TaskRow], classes: Mapping[str, str], *, is_certain: bool) -> list[Label]:
+    """Return the labels of a classification task, by name; nothing where answers are free text.
+
+    Args:
+        rows: Of both splits.
+        classes: Label to its description; empty where the task has none.
+        is_certain: Whether answers are labels because of the task's type; else it is guessed.
+    """
     counts = {split: Counter(row.answer for row in rows if row.split == split) for split in ("train", "test")}
     used = {row.answer for row in rows if row.is_answerable}
-    if not classes and len(used) * _ROWS_PER_LABEL > len(rows):
+    if not is_certain and not classes and len(used) * _ROWS_PER_LABEL > len(rows):
         return []
     return [
         Label(label, counts["train"][label], counts["test"][label], label in classes if classes else None)
@@ -106,14 +122,9 @@ def find_labels(rows: Sequence[TaskRow], classes: dict[str, str]) -> list[Label]
     ]
 
 
-def judge_labels(labels: Sequence[Label], rows: Sequence[TaskRow]) -> Iterator[Finding]:
-    """Yield labels without a description, descriptions and labels without rows, and an uneven balance."""
-    first = {row.answer: row.where for row in reversed(rows)}
+def judge_labels(labels: Sequence[Label]) -> Iterator[Finding]:
+    """Yield descriptions and labels without rows, and an uneven balance."""
     for label in labels:
-        if label.is_described is False:
-            n = label.n_train + label.n_test
-            said = f"{first[label.label]}: the answer {label.label!r} ({_rows(n)}) is not in classes_description."
-            yield Finding("unknown_label", False, said, *_split_place(first[label.label]), "answer")
         for split, n in (("train", label.n_train), ("test", label.n_test)):
             if not n:
                 what = "class" if label.is_described else "label"
@@ -149,17 +160,20 @@ def find_repeats(rows: Sequence[TaskRow]) -> Iterator[Finding]:
             yield Finding("repeated_over_other_context", False, said, *place)
 
 
-def find_long_answers(rows: Sequence[TaskRow]) -> Iterator[Finding]:
-    """Yield training rows whose answer is longer than a dataset takes."""
+def find_long_answers(rows: Sequence[TaskRow], max_new_tokens: int) -> Iterator[Finding]:
+    """Yield rows whose answer no model of the run can give in full: a word is a token or more."""
     for row in rows:
         n_words = len(words(row.answer))
-        if row.split == "train" and n_words > MAX_ANSWER_WORDS:
-            said = f"{row.where}: the answer has {n_words} words; a run leaves out more than {MAX_ANSWER_WORDS}."
+        if n_words > max_new_tokens:
+            said = (
+                f"{row.where}: the answer has {n_words} words; models stop after {max_new_tokens} tokens: raise "
+                "evaluation.max_new_tokens in config.yaml."
+            )
             yield Finding("long_answer", False, said, *_split_place(row.where), "answer")
 
 
 def find_leaks(rows: Sequence[TaskRow]) -> list[Leak]:
-    """Return every pair of a test and a train question that are the same, by the measure of `dataset.build`.
+    """Return every pair of a test and a train question that are the same, by the measure of `dataset.overlap`.
 
     Returns:
         Equal questions first, then the near ones; each in the order of the test rows, the nearest training row first.
@@ -205,7 +219,7 @@ def judge_leaks(leaks: Sequence[Leak], rows: Sequence[TaskRow]) -> Iterator[Find
             f"{n_exact + n_normalised} of {n_test} test questions stand in train too ({n_exact} word for word, "
             f"{n_normalised} but for case and punctuation), {n_near} more share over {MAX_QUESTION_OVERLAP:.0%} of "
             f"their word 3-grams with a training question: "
-            f"a run leaves {_rows(len({leak.train for leak in leaks}))} of train out."
+            f"a run leaves up to {_rows(len({leak.train for leak in leaks}))} of train out, those that ask the same."
         )
         yield Finding("leakage", False, said)
     passages = {normalised(row.context) for row in rows if row.split == "train" and row.context}

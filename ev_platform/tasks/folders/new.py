@@ -1,4 +1,7 @@
-"""A new task folder: what a person fills in, without a single made-up row."""
+"""A new task folder: one that runs at once, on samples that a person then replaces by rows and texts of their own.
+
+`template` holds what all types share, `template/corpus` what those with a corpus do, and `template/TYPE` the rest.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from ev_platform.tasks.types import TASK_TYPES
 
 _TEMPLATE = Path(__file__).parent / "template"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
-_HEADER = "question,answer,source\n"
+_JOB = "job_description.json"
+# Parts of the README, not files of the folder.
+_PARTS = ("steps.md", "rows.md")
 
 
 def new_task(name: str, kind: str, description: str, tasks_dir: Path) -> Path:
@@ -45,15 +50,19 @@ def new_task(name: str, kind: str, description: str, tasks_dir: Path) -> Path:
         raise UserError(f"There is a task {name!r} already: choose another name.")
     try:
         folder.mkdir(parents=True)
-        job = json.dumps({"task_description": description}, ensure_ascii=False, indent=2)
-        (folder / "job_description.json").write_text(job + "\n", encoding="utf-8")
-        for file in sorted(_TEMPLATE.iterdir()):
+        layers = [_TEMPLATE, *([_TEMPLATE / "corpus"] if TASK_TYPES[kind].has_corpus else []), _TEMPLATE / kind]
+        files = {part: file for layer in layers for part, file in _files(layer)}
+        job = json.loads(files.pop(_JOB).read_text(encoding="utf-8")) if _JOB in files else {}
+        words = json.dumps({"task_description": description} | job, ensure_ascii=False, indent=2)
+        (folder / _JOB).write_text(words + "\n", encoding="utf-8")
+        steps, rows = (files.pop(part).read_text(encoding="utf-8") for part in _PARTS)
+        values = {"steps": steps.strip(), "rows": rows, "name": name, "type": kind, "folder": str(folder)}
+        for part, file in files.items():
             text = file.read_text(encoding="utf-8")
-            for key, value in {"name": name, "type": kind, "folder": str(folder), "description": description}.items():
+            for key, value in (values | {"description": description}).items():
                 text = text.replace(f"{{{key}}}", value)
-            (folder / file.name).write_text(text, encoding="utf-8")
-        for split in ("train", "test"):
-            (folder / f"{split}.csv").write_text(_HEADER, encoding="utf-8")
+            (folder / part).parent.mkdir(exist_ok=True)
+            (folder / part).write_text(text, encoding="utf-8")
     except FileExistsError as error:
         raise UserError(f"{folder} exists already: choose another name, or move it away.") from error
     except OSError as error:
@@ -61,3 +70,17 @@ def new_task(name: str, kind: str, description: str, tasks_dir: Path) -> Path:
             f"{folder} cannot be written ({error.strerror}): set EV_TASKS_DIR to another folder."
         ) from error
     return folder
+
+
+def is_sample(file: Path) -> bool:
+    """Return whether a file of rows is still as `new_task` wrote it."""
+    size = file.stat().st_size
+    samples = [sample for sample in _TEMPLATE.glob(f"*/{file.name}") if sample.stat().st_size == size]
+    return any(sample.read_bytes() == file.read_bytes() for sample in samples)
+
+
+def _files(layer: Path) -> list[tuple[str, Path]]:
+    """Return (path below the task's folder, template) of the files of one layer."""
+    below = [file for file in layer.iterdir() if file.is_file()]
+    below += [file for folder in layer.glob("texts") for file in folder.iterdir()]
+    return [(file.relative_to(layer).as_posix(), file) for file in sorted(below)]

@@ -72,10 +72,11 @@ def test_check_of_no_folder_says_how_to_make_one(tmp_path):
         ({"sources.yaml": "seed: x"}, "sources", "sources.yaml: seed: extra inputs are not permitted."),
         ({"sources.yaml": None}, "nothing_to_collect", "sources.yaml is missing: write an address below seeds"),
         ({"sources.yaml": "licence: x"}, "nothing_to_collect", "sources.yaml names nothing to collect: write an"),
+        ({"sources.yaml": "texts: ['*.txt']"}, "sources", "sources.yaml: no file matches the text glob '*.txt': put"),
         (
-            {"sources.yaml": "licence: x", "unstructured.csv": "context\nHi.\n"},
-            "nothing_to_collect",
-            "sources.yaml names nothing to collect (unstructured.csv is checked, but not collected): write an",
+            {"config.yaml": "files: {rows: ../all.json}"},
+            "files",
+            "config.yaml: files.rows is '../all.json', but there is no file",
         ),
         ({"sources.yaml": "pdfs: ['*.pdf']"}, "sources", "sources.yaml: no file matches the PDF glob '*.pdf': put"),
         ({"sources.yaml": "pdfs: ['']"}, "sources", "sources.yaml: no file matches the PDF glob '': put"),
@@ -90,9 +91,9 @@ def test_check_of_no_folder_says_how_to_make_one(tmp_path):
         ({"test.csv": "question,answer\n"}, "rows", "test.csv has no rows: write at least one question and answer."),
         ({"test.csv": "question,reply\nWhy?,So.\n"}, "rows", "test.csv row 1 (the header) lacks the column 'answer'"),
         (
-            {"config.yaml": "type: closed_book_qa"},
+            {"config.yaml": "type: sorting"},
             "type",
-            "This is a folder of the type closed_book_qa, which cannot be trained yet; the types that can",
+            "config.yaml: type 'sorting' is not one of open_book_qa, closed_book_qa, classification, extractive_qa.",
         ),
     ],
 )
@@ -153,15 +154,17 @@ def test_check_of_pdfs_and_drop_folder_takes_them_for_sources(folder, tmp_path):
             "train.csv row 3 asks what train.csv row 2 asks of another passage: 'How loud?'.",
         ),
         (
-            {"train.csv": table(f"How?,{'so ' * 41}")},
+            {"train.csv": table(f"How?,{'so ' * 61}")},
             "long_answer",
-            "train.csv row 2: the answer has 41 words; a run leaves out more than 40.",
+            "train.csv row 2: the answer has 61 words; models stop after 40 tokens: raise evaluation.max_new_tokens in "
+            "config.yaml.",
         ),
         (
             {"train.csv": table("Who may open the lid?,an electrician")},
             "leakage",
             "1 of 1 test questions stand in train too (1 word for word, 0 but for case and punctuation), 0 more share "
-            "over 60% of their word 3-grams with a training question: a run leaves 1 row of train out.",
+            "over 60% of their word 3-grams with a training question: a run leaves up to 1 row of train out, those "
+            "that ask the same.",
         ),
         (
             {
@@ -193,7 +196,7 @@ def test_check_lists_leaking_pairs_by_how_near_they_are(folder):
     ]
     (finding,) = [f for f in check_folder(folder).findings if f.kind == "leakage"]
     assert "1 of 3 test questions" in finding.message and " 1 more share" in finding.message
-    assert "a run leaves 3 rows of train out." in finding.message
+    assert "a run leaves up to 3 rows of train out, those that ask the same." in finding.message
 
 
 def test_check_of_questions_without_words_does_not_take_them_for_equal(folder):
@@ -233,9 +236,11 @@ def test_check_of_labels_says_which_are_unknown_and_which_have_no_rows(classes):
         ("c", 1, 0, False),
         ("d", 0, 0, True),
     ]
-    assert [f.message for f in report.findings if "label" in f.kind] == [
+    (unknown,) = [f for f in report.findings if f.kind == "unknown_label"]
+    assert unknown.message.startswith("train.csv row 4: 'c' is not a class; the nearest is '")
+    assert (unknown.file, unknown.row, unknown.column, unknown.stops) == ("train.csv", "row 4", "answer", False)
+    assert [f.message for f in report.findings if f.kind == "label_without_rows"] == [
         "The class 'b' has no row in train.",
-        "train.csv row 4: the answer 'c' (1 row) is not in classes_description.",
         "The label 'c' has no row in test.",
         "The class 'd' has no row in train.",
         "The class 'd' has no row in test.",
@@ -248,14 +253,61 @@ def test_check_of_labels_says_what_is_out_of_balance(classes):
     assert not [f for f in classes("a" * 9 + "b", "ab", "ab").findings if f.kind == "imbalance"]
 
 
-def test_check_of_a_classification_folder_says_in_one_sentence_that_it_cannot_be_trained(classes):
+def test_check_of_a_folder_with_described_classes_asks_for_its_type_in_config(classes, folder):
     report = classes("ab", "ab", "ab")
-    assert (report.type, report.is_trainable) == ("classification", False)
+    assert (report.type, report.is_trainable) == ("classification", True)
     (finding,) = [f for f in report.findings if f.stops]
     assert finding.message == (
-        "This is a folder of the type classification, which cannot be trained yet; the types that can be are "
-        "open_book_qa: if one of them fits too, write it below type in config.yaml."
+        "This is a folder of the type classification, but config.yaml does not say so: "
+        "write type: classification there."
     )
+    (folder / "config.yaml").write_text("type: classification")
+    assert classes("ab", "ab", "ab").is_ok
+
+
+def test_check_of_classification_needs_no_sources(classes, folder):
+    (folder / "config.yaml").write_text("type: classification")
+    (folder / "sources.yaml").unlink()
+    assert classes("ab", "ab", "ab").findings == []
+
+
+def test_check_of_labels_without_descriptions_finds_a_test_label_that_nothing_teaches(classes, folder):
+    (folder / "config.yaml").write_text("type: classification")
+    (finding,) = [f for f in classes("aab", "abc", "").findings if f.kind == "unknown_label"]
+    assert finding.message.startswith("test.csv row 4: 'c' is not a class; the nearest is '")
+
+
+def test_check_of_rows_with_passages_or_of_texts_needs_no_sources(folder):
+    (folder / "sources.yaml").unlink()
+    assert not check_folder(folder).is_ok
+    (folder / "unstructured.csv").write_text("context\nHi.\n")
+    assert check_folder(folder).is_ok
+    (folder / "unstructured.csv").unlink()
+    (folder / "train.csv").write_text(table("How loud?,40 dB,It has 40 dB.", header="question,answer,context"))
+    assert not check_folder(folder).is_ok
+    (folder / "test.csv").write_text(table("How long?,2 m,It has 2 m.", header="question,answer,context"))
+    assert check_folder(folder).is_ok
+
+
+def test_check_finds_answers_that_are_no_span(folder):
+    (folder / "config.yaml").write_text("type: extractive_qa")
+    rows = ["How loud?,40 dB,It has 40 dB.", "How long?,3 m,It has 2 m.", "How old?,The passages do not say.,It is."]
+    (folder / "train.csv").write_text(table(*rows, header="question,answer,context"))
+    (finding,) = check_folder(folder).findings
+    assert (finding.kind, finding.row, finding.stops) == ("not_a_span", "row 3", False)
+    assert finding.message == "train.csv row 3: '3 m' does not stand in the passage."
+
+
+def test_check_of_one_file_for_both_splits_says_what_is_in_each(folder):
+    for split in ("train", "test"):
+        (folder / f"{split}.csv").unlink()
+    (folder / "config.yaml").write_text("files: {rows: all.csv, test_fraction: 0.25}")
+    (folder / "all.csv").write_text(table(*(f"How loud is pump {n}?,{n} dB" for n in range(20)), "Why?,"))
+    report = check_folder(folder)
+    assert [(s.file, s.n_rows, s.n_wrong) for s in report.files] == [
+        ("all.csv (train)", 15, 1),
+        ("all.csv (test)", 5, 0),
+    ]
 
 
 def test_check_goes_by_the_type_that_config_names(classes, folder):

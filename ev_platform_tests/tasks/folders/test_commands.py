@@ -3,19 +3,14 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from ev_platform import settings
 from ev_platform.cli import app
 
 SENTENCE = "Answer questions about heat pumps in a few words."
 
 
 @pytest.fixture
-def tasks(tmp_path, monkeypatch):
-    monkeypatch.setenv("EV_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("EV_TASKS_DIR", str(tmp_path / "tasks"))
-    settings.get_settings.cache_clear()
-    yield tmp_path / "tasks"
-    settings.get_settings.cache_clear()
+def tasks(own_folders):
+    return own_folders / "tasks"
 
 
 def call(*arguments):
@@ -28,17 +23,15 @@ def fill(folder):
     (folder / "sources.yaml").write_text("seeds: ['https://pumps.example/']\n")
 
 
-def test_task_new_then_check_says_what_is_missing_until_it_is_filled_in(tasks):
+def test_task_new_writes_a_folder_that_runs_and_check_says_that_its_rows_are_samples(tasks):
     made = call("new", "pumps", "--type", "open_book_qa", "--description", SENTENCE)
     assert made.exit_code == 0
     assert f"ev-platform task check {tasks / 'pumps'}`" in made.output
-    empty = call("check", tasks / "pumps")
-    assert empty.exit_code == 1
-    for said in ("train.csv has no rows", "test.csv has no rows", "sources.yaml names nothing to collect"):
-        assert said in empty.output
+    sample = call("check", tasks / "pumps")
+    assert sample.exit_code == 0 and "train.csv still holds the sample rows" in sample.output
     fill(tasks / "pumps")
     full = call("check", tasks / "pumps")
-    assert full.exit_code == 0
+    assert full.exit_code == 0 and "sample" not in full.output
     assert "Nothing stops a run: `ev-platform run --task pumps`\n" in full.output
 
 
@@ -61,6 +54,8 @@ def test_task_check_takes_the_drop_folder_for_a_source(tasks, tmp_path):
 
 def test_task_check_prints_json_and_nothing_else(tasks):
     call("new", "pumps", "--description", SENTENCE)
+    for name in ("train.csv", "test.csv", "sources.yaml"):
+        (tasks / "pumps" / name).write_text("")
     result = call("check", tasks / "pumps", "--json")
     assert result.exit_code == 1
     data = json.loads(result.stdout)

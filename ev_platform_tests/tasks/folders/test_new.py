@@ -28,34 +28,51 @@ def test_new_task_is_a_task_of_its_type_and_description(tmp_path, kind):
     folder = new_task("heat-pumps_2", kind, DESCRIPTION, tmp_path)
     task = get_task("heat-pumps_2", tmp_path)
     assert (task.folder, task.description, task.config) == (folder, DESCRIPTION, TaskConfig(type=kind))
-    assert task.sources == Sources()
+    assert bool(task.classes) == TASK_TYPES[kind].has_classes
+    assert bool(task.sources.texts) == TASK_TYPES[kind].has_corpus
 
 
-def test_new_task_holds_no_rows_and_no_sources_of_its_own(folder):
-    assert {file.name for file in folder.iterdir()} == {
-        "README.md",
-        "config.yaml",
-        "job_description.json",
-        "sources.yaml",
-        "test.csv",
-        "train.csv",
-    }
-    for split in ("train", "test"):
-        assert (folder / f"{split}.csv").read_text() == "question,answer,source\n"
+@pytest.mark.parametrize("kind", TASK_TYPES)
+def test_new_task_runs_on_samples_and_check_names_them_only(tmp_path, kind):
+    folder = new_task("pumps", kind, DESCRIPTION, tmp_path)
+    report = check_folder(folder)
+    assert (report.is_ok, report.type) == (True, kind)
+    assert [(f.kind, f.file) for f in report.findings] == [("sample_rows", "train.csv"), ("sample_rows", "test.csv")]
+    assert all(summary.n_rows >= 4 for summary in report.files)
+
+
+@pytest.mark.parametrize("kind", TASK_TYPES)
+def test_new_task_has_sample_answers_that_stand_in_its_sample_texts(tmp_path, kind):
+    folder = new_task("pumps", kind, DESCRIPTION, tmp_path)
+    rows = [row for split in ("train", "test") for row in read_rows(get_task("pumps", tmp_path), split)]
+    for row in rows:
+        text = row.context or ((folder / row.source).read_text() if row.source else None)
+        if row.is_answerable and text:
+            assert row.answer.casefold() in " ".join(text.casefold().split())
+    tested = {row.source or row.context for row in rows if row.split == "test"} - {None}
+    assert not tested & {row.source or row.context for row in rows if row.split == "train"}
+
+
+@pytest.mark.parametrize("kind", TASK_TYPES)
+def test_new_task_has_no_gap_left_in_what_it_writes(tmp_path, kind):
+    folder = new_task("pumps", kind, DESCRIPTION, tmp_path)
+    for file in folder.rglob("*.*"):
+        assert not re.search(r"\{(name|type|folder|description|steps|rows)\}", file.read_text())
+    assert {"corpus", "steps.md", "rows.md"}.isdisjoint(file.name for file in folder.rglob("*"))
 
 
 def test_new_task_names_every_key_of_its_sources_with_the_default(folder):
     data = yaml.safe_load(uncommented(folder / "sources.yaml"))
     assert data.keys() == Sources.model_fields.keys()
     shown = Sources.model_validate(data)
-    examples = {"seeds", "pdfs", "mirrors"}
+    examples = {"seeds", "pdfs", "texts", "mirrors"}
     assert shown.model_dump(exclude=examples) == Sources().model_dump(exclude=examples)
     assert all(getattr(shown, name) for name in examples)
 
 
 def test_new_task_names_keys_of_its_config_with_their_defaults(folder):
     data = yaml.safe_load(uncommented(folder / "config.yaml"))
-    assert {"type", "recipe", "base_model", "columns", "corpus", "dataset", "retrieval", "evaluation"} == data.keys()
+    assert data.keys() == TaskConfig.model_fields.keys() - {"teacher_evaluation"}
     assert TaskConfig.model_validate(data) == TaskConfig()
 
 
@@ -69,16 +86,6 @@ def test_new_task_has_a_readme_whose_rows_can_be_copied(folder):
         ("3 m; the warden", "https://example.com/gate.html"),
         ("12 m", "pdfs/well.pdf#page=3"),
     ]
-
-
-def test_check_of_a_new_task_says_what_is_to_be_filled_in_and_no_more(folder):
-    report = check_folder(folder)
-    assert [finding.message.removeprefix(f"{folder}/") for finding in report.findings] == [
-        "train.csv has no rows: write at least one question and answer.",
-        "test.csv has no rows: write at least one question and answer.",
-        "sources.yaml names nothing to collect: write an address below seeds, or files below pdfs.",
-    ]
-    assert not report.is_ok
 
 
 def test_check_of_a_new_task_that_was_filled_in_finds_nothing(folder):
