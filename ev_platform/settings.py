@@ -22,6 +22,10 @@ class Settings(BaseSettings):
         user_agent: Sent with every request of the crawler.
         workers: Processes that read pages and PDFs; by default one for each processor.
         wandb_api_key: Weights & Biases key; without one, runs are tracked offline below `data_dir`.
+        anthropic_api_key: Key of the `anthropic` teacher.
+        anthropic_base_url: Of its API; the provider's own where None.
+        openai_api_key: Key of the `openai_compatible` teacher; not needed for a server that asks for none.
+        openai_base_url: The one address, beside OpenAI's own, that gets that key.
         host: Address that the HTTP endpoint listens on.
         port: Port of the HTTP endpoint.
         browser_path: Chromium or Chrome for sources with `fetcher: browser`; by default playwright's own, else the
@@ -35,6 +39,10 @@ class Settings(BaseSettings):
     user_agent: str = "ev-platform/0.1 (research crawler; set EV_USER_AGENT to name yourself)"
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     wandb_api_key: SecretStr | None = Field(default=None, validation_alias="WANDB_API_KEY")
+    anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
+    anthropic_base_url: str | None = Field(default=None, validation_alias="ANTHROPIC_BASE_URL")
+    openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    openai_base_url: str | None = Field(default=None, validation_alias="OPENAI_BASE_URL")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     browser_path: Path | None = None
