@@ -7,12 +7,13 @@ from pathlib import Path
 
 import polars as pl
 
-from ev_platform.evaluation.report import ReportContext, render_report
+from ev_platform.evaluation.report import METRIC_NAMES, ReportContext, render_report
 from ev_platform.evaluation.statistics import Verdict, verdict
-from ev_platform.evaluation.summary import token_f1_differences
+from ev_platform.evaluation.summary import deciding_metric, differences_of
 from ev_platform.lineage.catalogue import rows_of
 from ev_platform.storage import Store, write_atomic
 from ev_platform.tasks import Task
+from ev_platform.tasks.types import get_task_type
 
 
 def write_report(
@@ -30,7 +31,8 @@ def write_report(
     Returns:
         Path of the page, and the verdict on it.
     """
-    judged = verdict(token_f1_differences(metrics))
+    metric = deciding_metric(get_task_type(task.config.type))
+    judged = verdict(differences_of(metrics, metric), METRIC_NAMES[metric])
     shown = {chunk for ids in predictions["context_chunk_ids"] for chunk in ids}
     wanted = sorted(shown | set(predictions["gold_chunk_id"].drop_nulls()))
     sources = rows_of(
@@ -44,6 +46,7 @@ def write_report(
         context=ReportContext(
             task=task.name,
             description=task.description,
+            metric=metric,
             verdict=judged.verdict,
             reason=judged.reason,
             n_train_rows=json.loads(adapter.item(0, "metrics"))["n_rows"],

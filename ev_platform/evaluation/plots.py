@@ -5,6 +5,7 @@ What does not belong here: the page around them (`report`) and the figures they 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -14,15 +15,16 @@ from ev_platform.evaluation.statistics import SYSTEMS
 from ev_platform.pages import AMBER, BLUE, GREEN, INK, MUTED, RED, new_axes, svg_of
 
 
-def plot_scores(scores: pl.DataFrame, systems: list[str]) -> Markup:
-    """Plot token F1 and ROUGE-L of each system with their 95 % intervals, one line per system, 0 to 1.
+def plot_scores(scores: pl.DataFrame, systems: list[str], metrics: Mapping[str, str]) -> Markup:
+    """Plot one or two scores of each system with their 95 % intervals, one line per system, 0 to 1.
 
     Args:
         scores: Rows of `eval_report` that are scores.
         systems: In the order of the lines, first on top.
+        metrics: What is plotted, with its name for people.
     """
     figure, axes = new_axes(len(systems) * 0.62)
-    for metric, label, colour, shift in (("token_f1", "token F1", BLUE, -0.14), ("rouge_l", "ROUGE-L", AMBER, 0.14)):
+    for (metric, label), colour, shift in zip(metrics.items(), (BLUE, AMBER), (-0.14, 0.14), strict=False):
         rows = scores.filter(pl.col("metric") == metric).iter_rows(named=True)
         for n, row in enumerate(rows):
             _point(axes, row, systems.index(row["system"]) + shift, colour, label if n == 0 else None)
@@ -30,16 +32,18 @@ def plot_scores(scores: pl.DataFrame, systems: list[str]) -> Markup:
     axes.set_ylim(len(systems) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10, labelcolor=INK)
-    return svg_of(figure, "scores", "Token F1 and ROUGE-L of each system with 95 % intervals")
+    return svg_of(figure, "scores", f"Scores of each system with 95 % intervals: {', '.join(metrics.values())}")
 
 
-def plot_differences(differences: pl.DataFrame) -> Markup:
-    """Plot each paired difference of token F1 with its 95 % interval, green above 0 and red below.
+def plot_differences(differences: pl.DataFrame, metric: str, name: str) -> Markup:
+    """Plot each paired difference of a metric with its 95 % interval, green above 0 and red below.
 
     Args:
         differences: Rows of `eval_report` that are differences.
+        metric: Which of them.
+        name: Of the metric, for people.
     """
-    rows = list(differences.filter(pl.col("metric") == "token_f1").iter_rows(named=True))
+    rows = list(differences.filter(pl.col("metric") == metric).iter_rows(named=True))
     figure, axes = new_axes(len(rows) * 0.48)
     axes.axvline(0, color=INK, linewidth=1)
     for n, row in enumerate(rows):
@@ -53,7 +57,7 @@ def plot_differences(differences: pl.DataFrame) -> Markup:
     ]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    return svg_of(figure, "differences", "Paired differences of token F1 with 95 % intervals")
+    return svg_of(figure, "differences", f"Paired differences of {name} with 95 % intervals")
 
 
 def _point(axes: Any, row: dict[str, Any], y: float, colour: str, label: str | None) -> None:

@@ -16,12 +16,14 @@ from rich.table import Table
 
 from ev_platform.evaluation.plots import plot_differences, plot_scores
 from ev_platform.evaluation.statistics import SYSTEMS
-from ev_platform.evaluation.summary import order_systems
+from ev_platform.evaluation.summary import column_of, order_systems
 from ev_platform.pages import render
 from ev_platform.storage import frame_fingerprint
 
 # Metric, name for people, format of its figures.
 SCORES = (
+    ("accuracy", "accuracy", "{:.3f}"),
+    ("macro_f1", "macro F1", "{:.3f}"),
     ("exact_match", "exact match", "{:.3f}"),
     ("token_f1", "token F1", "{:.3f}"),
     ("rouge_l", "ROUGE-L", "{:.3f}"),
@@ -33,11 +35,15 @@ SCORES = (
     ("tokens_per_second", "tokens per second", "{:,.1f}"),
 )
 DIFFERENCES = (
+    ("accuracy", "accuracy", "{:+.3f}"),
     ("token_f1", "token F1", "{:+.3f}"),
     ("rouge_l", "ROUGE-L", "{:+.3f}"),
     ("exact_match", "exact match", "{:+.3f}"),
     ("latency_ms", "latency, ms", "{:+,.0f}"),
 )
+METRIC_NAMES = {metric: name for metric, name, _ in SCORES}
+# What the plot of scores shows, of the metrics that occur; the metric that decides comes first.
+PLOTTED = ("accuracy", "token_f1", "exact_match", "rouge_l", "macro_f1")
 N_ANSWERS = 6  # best, and as many worst
 
 Cell = dict[str, Any]
@@ -50,6 +56,7 @@ class ReportContext:
     Attributes:
         task: Name of the task.
         description: The task in words.
+        metric: That decides, as `eval_report` calls it.
         verdict: What to ship, or "inconclusive".
         reason: One sentence with the figures behind the verdict.
         n_train_rows: Rows the tuned model was trained on.
@@ -60,6 +67,7 @@ class ReportContext:
 
     task: str
     description: str
+    metric: str
     verdict: str
     reason: str
     n_train_rows: int
@@ -85,7 +93,11 @@ def render_report(metrics: pl.DataFrame, predictions: pl.DataFrame, *, context: 
     pairs = list(differences.select("system", "compared_to").unique(maintain_order=True).iter_rows())
     # A further system, such as a teacher, is a yardstick: the answers shown are ranked by a system that may ship.
     favourite = [name for name in systems if name in SYSTEMS or name == systems[0]][-1]
-    best, worst = _pick(predictions, systems, favourite, context.sources)
+    best, worst = _pick(predictions, systems, favourite, context)
+    found = set(scores["metric"])
+    plotted = [context.metric, *(name for name in PLOTTED if name in found and name != context.metric)][:2]
+    plotted_names = " and ".join(METRIC_NAMES[name] for name in plotted)
+    deciding = METRIC_NAMES[context.metric]
     return render(
         Path(__file__).parent,
         "report.html.j2",
@@ -97,8 +109,10 @@ def render_report(metrics: pl.DataFrame, predictions: pl.DataFrame, *, context: 
         scores=_cells(scores, [(name, None) for name in systems], SCORES),
         pairs=[(_label(a), _label(b)) for a, b in pairs],
         differences=_cells(differences, pairs, DIFFERENCES),
-        score_plot=plot_scores(scores, systems),
-        difference_plot=plot_differences(differences) if pairs else None,
+        score_title=plotted_names[0].upper() + plotted_names[1:],
+        score_plot=plot_scores(scores, systems, {name: METRIC_NAMES[name] for name in plotted}),
+        deciding=deciding,
+        difference_plot=plot_differences(differences, context.metric, deciding) if pairs else None,
         answers=[("Best answers", best), ("Worst answers", worst)],
     )
 
@@ -155,45 +169,50 @@ def _cell(row: Mapping[str, Any], form: str) -> Cell:
 
 
 def _pick(
-    predictions: pl.DataFrame, systems: Sequence[str], favourite: str, sources: Mapping[str, str]
+    predictions: pl.DataFrame, systems: Sequence[str], favourite: str, context: ReportContext
 ) -> tuple[list[Cell], list[Cell]]:
     """Return the best and the worst answers of the favourite system.
 
-    They are ordered by its token F1; among equals, the best have the largest gain over the base, the worst the
-    largest loss.
+    They are ordered by the metric that decides; among equals, the best have the largest gain over the base, the worst
+    the largest loss.
     """
+    score = column_of(context.metric)
     by_example: dict[str, dict[str, Cell]] = {}
     for row in predictions.iter_rows(named=True):
         by_example.setdefault(row["example_id"], {})[row["system"]] = row
     ranked = sorted(
         by_example,
         key=lambda e: (
-            -by_example[e][favourite]["token_f1"],
-            by_example[e][systems[0]]["token_f1"] - by_example[e][favourite]["token_f1"],
+            -by_example[e][favourite][score],
+            by_example[e][systems[0]][score] - by_example[e][favourite][score],
             e,
         ),
     )
     n_best = min(N_ANSWERS, len(ranked) // 2)
     n_worst = min(N_ANSWERS, len(ranked) - n_best)
     cards = [
-        _card(by_example[e], systems, favourite, sources) for e in (*ranked[:n_best], *reversed(ranked[-n_worst:]))
+        _card(by_example[e], systems, favourite, context) for e in (*ranked[:n_best], *reversed(ranked[-n_worst:]))
     ]
     return cards[:n_best], cards[n_best:]
 
 
-def _card(rows: Mapping[str, Cell], systems: Sequence[str], favourite: str, sources: Mapping[str, str]) -> Cell:
+def _card(rows: Mapping[str, Cell], systems: Sequence[str], favourite: str, context: ReportContext) -> Cell:
     row = rows[favourite]
-    chunk_ids = row["context_chunk_ids"]
-    gold = row["gold_chunk_id"]
+    chunk_ids, gold = row["context_chunk_ids"], row["gold_chunk_id"]
+    missed = [gold] if gold is not None and chunk_ids and gold not in chunk_ids else []
     return {
         "question": row["question"],
         "reference": row["reference"],
         "answers": [
-            {"system": _label(name), "text": rows[name]["prediction"], "token_f1": rows[name]["token_f1"]}
+            {
+                "system": _label(name),
+                "text": rows[name]["prediction"],
+                "score": f"{METRIC_NAMES[context.metric]} {rows[name][column_of(context.metric)]:.2f}",
+            }
             for name in systems
         ],
-        "sources": _links(chunk_ids, sources, gold),
-        "missed": _links([gold], sources, None) if chunk_ids and gold is not None and gold not in chunk_ids else [],
+        "sources": _links(chunk_ids, context.sources, gold),
+        "missed": _links(missed, context.sources, None),
     }
 
 

@@ -20,6 +20,9 @@ SYSTEMS = {
     "tuned_rag": "tuned + retrieval",
 }
 
+# Systems without tuning, simplest first: the first of them that took part is what the others must beat.
+BASELINES = ("base", "base_rag")
+
 # Rows of resamples drawn at once: bounds memory at 250 × n indices, whatever the number of resamples.
 BATCH = 250
 
@@ -104,56 +107,61 @@ def paired_difference(
     return mean_interval(difference, resamples=resamples, seed=seed)
 
 
-def verdict(differences: Mapping[tuple[str, str], Interval]) -> Verdict:
-    """Say which system is worth shipping, from paired differences of token F1.
+def verdict(differences: Mapping[tuple[str, str], Interval], metric: str = "token F1") -> Verdict:
+    """Say which system is worth shipping, from paired differences of the metric that decides.
 
     "Better" means that the whole 95 % interval of the difference lies above 0. The rule lets every part earn its
     place:
 
-    1. A system is a candidate if it is better than `base`; `tuned_rag` must be better than `base_rag` too, since
-       otherwise retrieval alone would do.
+    1. The baseline is `base`, or `base_rag` where every system is given passages. A system is a candidate if it is
+       better than the baseline; `tuned_rag` must be better than `base_rag` too, since otherwise retrieval alone would
+       do.
     2. The simplest candidate stands first, in the order base + retrieval, tuned, tuned + retrieval. Each later
        candidate takes the place of the one that stands only by being better than it.
-    3. Without a candidate the answer is "inconclusive", also where a system is clearly worse than the base.
+    3. Without a candidate the answer is "inconclusive", also where a system is clearly worse than the baseline.
 
     The intervals are not corrected for the number of comparisons: with a true difference of 0, each comes out
     "better" once in 40 times.
 
     Args:
-        differences: Interval of token F1 of the first system minus the second; one direction of a pair is enough.
-            Systems without retrieval, or without tuning, may be missing.
+        differences: Interval of the first system minus the second; one direction of a pair is enough. Systems without
+            retrieval, or with it, may be missing.
+        metric: What the figures are, for people.
 
     Returns:
         "ship tuned + retrieval", "ship tuned", "ship base + retrieval" or "inconclusive", and the reason.
 
     Raises:
-        ValueError: If no system is compared to the base, or a pair that the rule needs is missing.
+        ValueError: If no system is compared to a baseline, or a pair that the rule needs is missing.
     """
     both = {(b, a): -interval for (a, b), interval in differences.items()} | dict(differences)
-    rivals = [name for name in SYSTEMS if (name, "base") in both]
+    baseline = next((name for name in BASELINES if any(name in pair for pair in both)), "base")
+    rivals = [name for name in SYSTEMS if (name, baseline) in both]
     if not rivals:
         raise ValueError("no system is compared to the base")
     missing = [(a, b) for a in rivals for b in rivals if a != b and (a, b) not in both]
     if missing:
         raise ValueError(f"the difference of {missing[0][0]} and {missing[0][1]} is missing")
-    candidates = [name for name in rivals if both[name, "base"].is_above_zero]
+    candidates = [name for name in rivals if both[name, baseline].is_above_zero]
     if "tuned_rag" in candidates and "base_rag" in rivals and not both["tuned_rag", "base_rag"].is_above_zero:
         candidates.remove("tuned_rag")
     if not candidates:
-        pairs = [(name, "base") for name in rivals]
+        pairs = [(name, baseline) for name in rivals]
         if "tuned_rag" in rivals and "base_rag" in rivals:
             pairs.append(("tuned_rag", "base_rag"))
         told = "; ".join(f"{SYSTEMS[a]} {_against(b, both[a, b])}" for a, b in pairs)
-        return Verdict("inconclusive", f"No system has earned its place by token F1: {told}.")
+        return Verdict("inconclusive", f"No system has earned its place by {metric}: {told}.")
     winner = candidates[0]
     for name in candidates[1:]:
         if both[name, winner].is_above_zero:
             winner = name
-    others = ["base", *(name for name in rivals if name != winner)]
+    others = [baseline, *(name for name in rivals if name != winner)]
     told = ", ".join(_against(other, both[winner, other]) for other in others)
     openings = {"base_rag": "Retrieval alone does it", "tuned": "Tuning alone does it"}
     opening = openings.get(winner, "Tuning on top of retrieval does it")
-    return Verdict(f"ship {SYSTEMS[winner]}", f"{opening}: token F1 of {SYSTEMS[winner]} is {told}.")
+    if len(rivals) == 1:
+        opening = "Tuning does it"
+    return Verdict(f"ship {SYSTEMS[winner]}", f"{opening}: {metric} of {SYSTEMS[winner]} is {told}.")
 
 
 def _against(other: str, difference: Interval) -> str:

@@ -7,6 +7,7 @@ for. Aliases (`champion`, `candidate`, `previous`) are a small file beside it, r
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,14 +18,16 @@ import polars as pl
 from ev_platform import prompting
 from ev_platform.engine import Engine, load_engine
 from ev_platform.errors import UserError
+from ev_platform.prompting import passage_text
 from ev_platform.records import RegisteredModel, to_frame
-from ev_platform.retrieval import Retriever
+from ev_platform.retrieval import Hit, Retriever
 from ev_platform.storage import Store, code_version, fingerprint, now, write_atomic
 from ev_platform.tasks import Task
+from ev_platform.tasks.types import TaskType, get_task_type
 from ev_platform.training.base import load_tokenizer
 
-# The endpoint always retrieves, so this is the only verdict that speaks for what it would serve.
-SHIPPED = "ship tuned + retrieval"
+# The verdicts that promote a tuned model, and whether it then answers from passages, as the system that won did.
+SHIPPED = {"ship tuned": False, "ship tuned + retrieval": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,40 +51,73 @@ class Release:
 
     Attributes:
         model_version: Such as `ev_charging@3`.
-        description: The task in words; the system message.
+        task_type: Makes the prompts.
+        instructions: The system message.
         engine: Generates.
-        retriever: Searches the version's own chunks.
+        retriever: Searches the version's own chunks; None where it answers without passages.
         chunks: By id.
         top_k: Passages in a prompt.
         max_new_tokens: Longest answer.
     """
 
     model_version: str
-    description: str
+    task_type: TaskType
+    instructions: str
     engine: Engine
-    retriever: Retriever
+    retriever: Retriever | None
     chunks: dict[str, SourceChunk]
     top_k: int
     max_new_tokens: int
+
+    def retrieve(self, question: str) -> list[Hit]:
+        """Return the passages that a question is answered from, best first; none where the model needs none."""
+        if self.retriever is None:
+            return []
+        (hits,) = self.retriever.search([question], self.top_k)
+        return hits
+
+    def render(self, question: str, hits: Sequence[Hit]) -> str:
+        """Return the prompt of a question, as in evaluation."""
+        found = [self.chunks[hit.chunk_id] for hit in hits]
+        contexts = [passage_text(chunk.heading_path, chunk.text) for chunk in found]
+        return self.engine.render(self.task_type.prompt(self.instructions, question, contexts))
 
 
 def _alias_file(store: Store, task: str) -> Path:
     return store.root / "registry" / f"{task}.json"
 
 
-def serving_settings(task: Task) -> dict[str, Any]:
-    """Return what decides an answer beside weights, passages and template; a version keeps it as it was evaluated."""
+def serving_settings(task: Task, verdict: str) -> dict[str, Any]:
+    """Return what decides an answer beside weights, passages and template; a version keeps it as it was evaluated.
+
+    Args:
+        task: The evaluated task.
+        verdict: See `evaluation.statistics`. It says whether the model answers from passages; without a system to ship,
+            the model is given them if it was trained with them.
+    """
+    task_type = get_task_type(task.config.type)
     return {
-        "description": task.description,
+        "task_type": task_type.name,
+        "instructions": task.instructions,
+        "has_retrieval": SHIPPED.get(verdict, task_type.trains_with_passages),
         "top_k": task.config.retrieval.top_k,
         "candidates": task.config.retrieval.candidates,
         "max_new_tokens": task.config.evaluation.max_new_tokens,
     }
 
 
-def template_fingerprint(model: Path) -> str:
-    """Hash the prompt template and the chat template saved with a model."""
-    return fingerprint([code_version(prompting), load_tokenizer(model).chat_template])
+def template_fingerprint(model: Path, task_type: TaskType | None = None) -> str:
+    """Hash how a prompt is made: the shared template, the chat template saved with a model, the task type's chats.
+
+    Args:
+        model: Folder of the model.
+        task_type: None for a version that was registered before there were task types.
+    """
+    parts: list[Any] = [code_version(prompting), load_tokenizer(model).chat_template]
+    if task_type is not None:
+        # What it makes, not how it is written: its other duties have no say in an answer.
+        parts += [task_type.prompt("instructions", "question", contexts) for contexts in ([], ["one", "two"])]
+    return fingerprint(parts)
 
 
 def read_aliases(store: Store, task: str) -> dict[str, str]:
@@ -127,7 +163,7 @@ def register(
     versions = store.read("registered_model", task)
     newest = versions.tail(1).to_dicts()[0] if versions.height else None
     model_id = serving_model.item(0, "artifact_id")
-    is_shipped = verdict == SHIPPED
+    is_shipped = verdict in SHIPPED
     made_of = {
         "serving_model_id": model_id,
         "chunks_fingerprint": chunks[1],
@@ -207,19 +243,32 @@ def load_release(store: Store, task: Task, name: str | None = None) -> Release:
     folder = store.artifact_path("serving_model", row["serving_model_id"])
     if not folder.is_dir():
         raise UserError(f"The weights of {row['model_version']} are gone from {folder}: choose another version.")
-    if template_fingerprint(folder) != row["template_fingerprint"]:
+    settings = json.loads(row["serving"])
+    if "task_type" not in settings:  # registered when open-book QA was the only type
+        settings |= {"instructions": settings["description"], "has_retrieval": True}
+    task_type = get_task_type(settings.get("task_type", "open_book_qa"))
+    evaluated = task_type if "task_type" in settings else None
+    if template_fingerprint(folder, evaluated) != row["template_fingerprint"]:
         raise UserError(
             f"{row['model_version']} was evaluated with another prompt template than this code has: run "
             f"`ev-platform run --task {task.name}` to evaluate and register it anew."
         )
     chunks = store.read("chunks", task.name, row["chunks_version"])
-    settings = json.loads(row["serving"])
+    retriever = None
+    if settings["has_retrieval"]:
+        if chunks.is_empty():
+            raise UserError(
+                f"{row['model_version']} answers from passages, but its task has no documents to search: add some to "
+                f"sources.yaml and run `ev-platform run --task {task.name}`."
+            )
+        retriever = Retriever.build(chunks, settings["candidates"], store.read("chunk_vectors", task.name))
     return Release(
         model_version=row["model_version"],
-        description=settings["description"],
+        task_type=task_type,
+        instructions=settings["instructions"],
         engine=load_engine(folder),
-        retriever=Retriever.build(chunks, settings["candidates"], store.read("chunk_vectors", task.name)),
-        chunks=_with_sources(store, task.name, chunks),
+        retriever=retriever,
+        chunks=_with_sources(store, task.name, chunks) if retriever else {},
         top_k=settings["top_k"],
         max_new_tokens=settings["max_new_tokens"],
     )

@@ -1,4 +1,4 @@
-"""The HTTP application: one released model with its retriever, as OpenAI's chat completions API.
+"""The HTTP application: one released model, with its retriever if it has one, as OpenAI's chat completions API.
 
 What belongs here: routes, and the path from a question to an answer with its sources. What does not: Ray (`app`),
 keys (`keys`), bodies and their limits (`schemas`, `gate`).
@@ -28,7 +28,6 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from ev_platform.engine import Completion
-from ev_platform.prompting import build_messages, passage_text
 from ev_platform.retrieval import Hit
 from ev_platform.serving.gate import Gate, error_response
 from ev_platform.serving.schemas import (
@@ -56,11 +55,12 @@ MAX_PENDING = 16
 _FAILED = ApiError(500, "The server failed to answer; the fault is not yours.", "internal_error")
 _log = logging.getLogger(__name__)
 
-ANSWER_DOC = """Answers the one user message from the released corpus.
+ANSWER_DOC = """Answers the one user message: a question, or a text to label.
 
-The prompt is exactly the one the model was evaluated with: the task's description, the passages found for the
-question, the question. So a request holds one message of the role `user`; system messages and earlier turns are
-refused with 400 rather than ignored, and so is every option that would change the answer and is not supported.
+The prompt is exactly the one the model was evaluated with: the task's instructions, the passages found for the
+question if the model answers from passages (they are the answer's `sources`), the message. So a request holds one
+message of the role `user`; system messages and earlier turns are refused with 400 rather than ignored, and so is every
+option that would change the answer and is not supported.
 `max_tokens` is the evaluated length by default; more than that is refused with 400. Fields that cannot change the
 answer (`user`, `metadata`) are ignored."""
 
@@ -74,21 +74,19 @@ class Answer:
 
 
 def answer_question(release: Release, question: str, max_tokens: int, temperature: float, seed: int) -> Answer:
-    """Retrieve, build the prompt and generate. Blocks.
+    """Retrieve if the model answers from passages, build the prompt and generate. Blocks.
 
     Raises:
         ApiError: If prompt and answer do not fit the model's window.
     """
-    (hits,) = release.retriever.search([question], release.top_k)
-    chunks = [release.chunks[hit.chunk_id] for hit in hits]
-    contexts = [passage_text(chunk.heading_path, chunk.text) for chunk in chunks]
-    prompt = release.engine.render(build_messages(release.description, question, contexts))
+    hits = release.retrieve(question)
+    prompt = release.render(question, hits)
     n_tokens, window = release.engine.count_tokens(prompt), release.engine.window
     if n_tokens + max_tokens > window:
         raise ApiError(
             400,
-            f"The question with its passages takes {n_tokens} tokens and the answer up to {max_tokens}, which exceeds "
-            f"the model's window of {window}: ask a shorter question.",
+            f"The prompt takes {n_tokens} tokens and the answer up to {max_tokens}, which exceeds the model's window "
+            f"of {window}: ask a shorter question.",
             "context_length_exceeded",
             "messages",
         )
@@ -151,7 +149,7 @@ def create_api(release: Release, data_root: Path) -> FastAPI:
     # The interactive pages load scripts from other hosts; the description itself stays.
     app = FastAPI(
         title=f"ev-platform: {release.model_version}",
-        description=release.description,
+        description=release.instructions,
         version=release.model_version,
         docs_url=None,
         redoc_url=None,

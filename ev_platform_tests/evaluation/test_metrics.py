@@ -11,7 +11,7 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from ev_platform.evaluation.metrics import corpus_bleu, score_rows
+from ev_platform.evaluation.metrics import corpus_bleu, macro_f1, score_answers, score_labels, score_rows
 
 PAIRS = [
     # prediction, reference
@@ -114,6 +114,60 @@ def test_score_rows_no_rows_gives_the_empty_frame():
 def test_score_rows_unequal_lengths_raises_with_both():
     with pytest.raises(ValueError, match="2 predictions but 1 references"):
         score_rows(["a", "b"], ["a"])
+
+
+def test_score_answers_takes_the_accepted_answer_that_gives_the_most():
+    accepted = [["Saint Bernadette", "Bernadette Soubirous in 1858"], ["11 kW"], ["no", "yes"]]
+    scores = score_answers(["Bernadette Soubirous", "22 kW", "yes"], accepted)
+    assert scores["exact_match"].to_list() == [0.0, 0.0, 1.0]
+    assert scores["token_f1"].to_list() == pytest.approx([2 / 3, 0.5, 1.0])  # 2 of 2 and 2 of 4 words, the second one
+    alone = score_rows(["Bernadette Soubirous"], ["Saint Bernadette"])
+    assert alone["token_f1"].item() == pytest.approx(0.5)
+
+
+def test_score_answers_many_rows_stay_in_their_order():
+    words = [f"word{n}" for n in range(300)]
+    scores = score_answers(words, [["other", word] if n % 3 else ["other"] for n, word in enumerate(words)])
+    assert scores["exact_match"].to_list() == [float(n % 3 > 0) for n in range(300)]
+    assert scores.columns == score_rows([], []).columns
+
+
+def test_score_answers_no_rows_gives_the_empty_frame():
+    assert score_answers([], []).equals(score_rows([], []))
+
+
+def test_score_answers_row_without_an_accepted_answer_raises():
+    with pytest.raises(ValueError, match="accepts no answer"):
+        score_answers(["a"], [[]])
+
+
+def test_score_labels_compares_whole_labels_and_not_words():
+    cases = [
+        ("Card_Arrival.", "card_arrival", 1.0),
+        (' "refund"\n', "refund", 1.0),
+        ("C++", "C", 0.0),
+        ("C#", "C++", 0.0),
+        ("the", "A", 0.0),  # without its articles both would be empty
+        ("", "A", 0.0),
+        ("a", "A", 1.0),
+        ("card arrival", "card_arrival", 0.0),
+        ("refund because the card", "refund", 0.0),
+    ]
+    scores = score_labels([p for p, _, _ in cases], [r for _, r, _ in cases])
+    assert scores["exact_match"].to_list() == [expected for _, _, expected in cases]
+
+
+def test_macro_f1_counts_each_label_alike_and_foreign_answers_against_their_own_label_only():
+    labels = ["a", "a", "a", "b"]
+    # a: precision 1, recall 2/3, so 0.8; b: found. The foreign answer is a label that nobody asked about.
+    assert macro_f1(["a", "A.", "no idea", "b"], labels) == pytest.approx((0.8 + 1) / 2)
+    assert macro_f1(["a", "a", "a", "a"], labels) == pytest.approx((6 / 7 + 0) / 2)
+    assert macro_f1(["x", "y", "z", "?"], labels) == 0.0
+
+
+def test_macro_f1_no_rows_raises():
+    with pytest.raises(ValueError, match="no rows"):
+        macro_f1([], [])
 
 
 def test_corpus_bleu_varied_strings_equals_sacrebleu_default():

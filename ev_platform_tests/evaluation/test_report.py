@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import polars as pl
@@ -32,6 +33,7 @@ class Reader(HTMLParser):
 CONTEXT = ReportContext(
     task="ev_charging",
     description="Answer questions about <charging>.",
+    metric="token_f1",
     verdict="ship tuned + retrieval",
     reason="It is +0.400 against base + retrieval.",
     n_train_rows=1234,
@@ -124,6 +126,20 @@ def test_report_with_a_teacher_still_ranks_by_the_system_that_may_ship(predictio
     rows = pl.concat([predictions, teacher])
     text = Reader(render_report(summarise(rows, resamples=100, seed=17), rows, context=CONTEXT)).text
     assert "Best answers of tuned + retrieval" in text
+
+
+def test_report_of_labels_shows_accuracy_in_table_plots_and_cards(predictions):
+    rows = predictions.filter(pl.col("system").is_in(["base", "tuned"]))
+    metrics = summarise(rows, resamples=100, seed=17, is_labels=True)
+    page = render_report(metrics, rows, context=replace(CONTEXT, metric="accuracy", verdict="ship tuned"))
+    read = Reader(page)
+    assert "Accuracy and macro F1" in read.text
+    assert "Difference of accuracy, paired by question" in read.text
+    assert read.tags.count("svg") == 2
+    assert "Best answers of tuned" in read.text
+    assert "tuned accuracy 1.00 about 1 kilowatt" in read.text
+    assert "tuned minus base +0.250" in read.text
+    assert "ROUGE-L" not in read.text.split("Below a mean stands")[0]
 
 
 def test_print_table_eighty_columns_shows_every_figure_whole(metrics):

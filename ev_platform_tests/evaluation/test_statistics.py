@@ -149,6 +149,25 @@ def test_verdict_task_without_retrieval_compares_what_there_is():
     assert verdict({("tuned", "base"): UNCLEAR}).verdict == "inconclusive"
 
 
+def test_verdict_systems_that_all_have_passages_are_judged_against_base_with_retrieval():
+    assert verdict({("tuned_rag", "base_rag"): BETTER}).verdict == "ship tuned + retrieval"
+    assert verdict({("tuned_rag", "base_rag"): UNCLEAR}).verdict == "inconclusive"
+
+
+def test_verdict_names_the_metric_that_decided():
+    assert verdict({("tuned", "base"): BETTER}, "accuracy").reason == (
+        "Tuning does it: accuracy of tuned is +0.200 against base (better; 95 % interval +0.100 to +0.300)."
+    )
+    assert verdict({("tuned", "base"): WORSE}, "accuracy").reason.startswith(
+        "No system has earned its place by accuracy: tuned -0.200 against base (worse"
+    )
+
+
+def test_verdict_without_an_untuned_system_raises():
+    with pytest.raises(ValueError, match="compared to the base"):
+        verdict({("tuned_rag", "tuned"): BETTER})
+
+
 def test_verdict_missing_pair_raises_with_its_name():
     pairs = differences()
     del pairs["tuned_rag", "base_rag"]

@@ -4,8 +4,9 @@ import sacrebleu
 
 from ev_platform.errors import UserError
 from ev_platform.evaluation.statistics import Interval, verdict
-from ev_platform.evaluation.summary import summarise, token_f1_differences
+from ev_platform.evaluation.summary import column_of, deciding_metric, differences_of, summarise
 from ev_platform.records import schema_of
+from ev_platform.tasks.types import TASK_TYPES, get_task_type
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_summarise_differences_are_system_minus_simpler_system(metrics):
 
 
 def test_summarise_differences_carry_the_verdict(metrics):
-    differences = token_f1_differences(metrics)
+    differences = differences_of(metrics, "token_f1")
     row = find(metrics, "tuned_rag", "token_f1", "base_rag")
     assert differences["tuned_rag", "base_rag"] == Interval(row["value"], row["low"], row["high"])
     assert verdict(differences).verdict == "ship tuned + retrieval"
@@ -77,7 +78,7 @@ def test_summarise_shuffled_rows_give_the_same_table(metrics, predictions):
 def test_summarise_one_question_has_scores_without_intervals(predictions):
     metrics = summarise(predictions.filter(pl.col("example_id") == "exm_00"), resamples=1000, seed=17)
     assert metrics["low"].null_count() == metrics["high"].null_count() == len(metrics)
-    assert verdict(token_f1_differences(metrics)).verdict == "inconclusive"
+    assert verdict(differences_of(metrics, "token_f1")).verdict == "inconclusive"
 
 
 def test_summarise_further_system_comes_after_the_known_ones(predictions):
@@ -105,3 +106,46 @@ def test_summarise_doubled_answers_raises(predictions):
 def test_summarise_no_predictions_raises(predictions):
     with pytest.raises(UserError, match="the table predictions is empty"):
         summarise(predictions.clear(), resamples=100, seed=17)
+
+
+@pytest.fixture(scope="module")
+def label_metrics(predictions):
+    """The two systems without retrieval; question n has the label A, B or C, and what base says is A each time."""
+    rows = predictions.filter(pl.col("system").is_in(["base", "tuned"])).with_columns(
+        reference=pl.col("example_id").str.slice(-2).cast(pl.Int64).map_elements(lambda n: "ABC"[n % 3], pl.String)
+    )
+    rows = rows.with_columns(
+        prediction=pl.when(pl.col("system") == "base").then(pl.lit("A")).otherwise(pl.col("reference"))
+    )
+    rows = rows.with_columns(exact_match=(pl.col("prediction") == pl.col("reference")).cast(pl.Float64))
+    return summarise(rows, resamples=500, seed=17, is_labels=True)
+
+
+def test_summarise_labels_have_accuracy_and_macro_f1_in_place_of_scores_of_words(label_metrics):
+    assert find(label_metrics, "base", "accuracy")["value"] == pytest.approx(7 / 20)
+    assert find(label_metrics, "base", "accuracy")["low"] < 7 / 20 < find(label_metrics, "base", "accuracy")["high"]
+    # A: precision 7/20, recall 1; B and C are never found.
+    assert find(label_metrics, "base", "macro_f1")["value"] == pytest.approx(2 * 0.35 / 1.35 / 3)
+    assert find(label_metrics, "tuned", "macro_f1")["value"] == 1.0
+    assert not {"exact_match", "token_f1", "rouge_l", "bleu", "gold_retrieved"} & set(label_metrics["metric"])
+
+
+def test_summarise_labels_difference_of_accuracy_carries_the_verdict(label_metrics):
+    metric = deciding_metric(get_task_type("classification"))
+    assert metric == "accuracy"
+    judged = verdict(differences_of(label_metrics, metric), "accuracy")
+    assert judged.verdict == "ship tuned"
+    assert "accuracy of tuned is +0.650 against base (better" in judged.reason
+
+
+@pytest.mark.parametrize("name", sorted(TASK_TYPES))
+def test_summarise_every_task_type_is_decided_by_a_metric_of_its_report(predictions, name):
+    task_type = TASK_TYPES[name]
+    systems = [system for system, _, _ in task_type.systems()]
+    rows = predictions.filter(pl.col("system").is_in(systems))
+    metrics = summarise(rows, resamples=100, seed=17, is_labels=not task_type.has_corpus)
+    metric = deciding_metric(task_type)
+    # Of the 20 questions, base knows 1, tuned 6, base + retrieval 9 and tuned + retrieval 17.
+    expected = "ship tuned + retrieval" if "tuned_rag" in systems else "ship tuned"
+    assert verdict(differences_of(metrics, metric)).verdict == expected
+    assert column_of(metric) in rows.columns

@@ -5,9 +5,10 @@ import pytest
 
 from ev_platform import registry
 from ev_platform.errors import UserError
-from ev_platform.prompting import build_messages
+from ev_platform.prompting import build_messages, passage_text
 from ev_platform.records import Chunk, CleanDocument, ModelArtifact, to_frame
 from ev_platform.tasks import get_task
+from ev_platform.tasks.types import get_task_type
 from ev_platform.training.export import export_serving_model
 from ev_platform_tests.tiny import write_tiny_model, write_tiny_task
 
@@ -19,7 +20,15 @@ def artifact(kind, artifact_id):
     return to_frame(kind, [row])
 
 
-SERVING = {"description": "Answer briefly.", "top_k": 1, "candidates": 20, "max_new_tokens": 8}
+SERVING = {
+    "task_type": "open_book_qa",
+    "instructions": "Answer briefly.",
+    "has_retrieval": True,
+    "top_k": 1,
+    "candidates": 20,
+    "max_new_tokens": 8,
+}
+OPEN_BOOK = get_task_type("open_book_qa")
 
 
 def publish(store, model_id, verdict=SHIP, chunks=("c1", "c1"), template="p1", serving=SERVING):
@@ -86,6 +95,10 @@ def test_aliases_first_shipped_version_is_champion_without_previous(store):
 def test_aliases_next_shipped_version_makes_the_old_champion_previous(store):
     publish(store, "m1")
     assert publish(store, "m2") == {"candidate": "tiny@2", "champion": "tiny@2", "previous": "tiny@1"}
+
+
+def test_aliases_tuned_model_that_won_without_retrieval_is_champion_too(store):
+    assert publish(store, "m1", "ship tuned") == {"candidate": "tiny@1", "champion": "tiny@1"}
 
 
 @pytest.mark.parametrize("verdict", [HOLD, "ship base + retrieval"])
@@ -161,7 +174,7 @@ def test_load_release_answers_from_the_passages_of_its_own_version(store, tmp_pa
     chunks = store.publish("chunks", "tiny", chunk("chk_old", "doc_old", old))
     with store.artifact("serving_model", lambda: "m1") as folder:
         export_serving_model(model, folder)
-    template = registry.template_fingerprint(store.artifact_path("serving_model", "m1"))
+    template = registry.template_fingerprint(store.artifact_path("serving_model", "m1"), OPEN_BOOK)
     publish(store, "m1", chunks=(chunks.version, chunks.fingerprint), template=template)
     # The site moves on after the version was registered; the old document is no longer in the current table.
     store.publish("clean_documents", "tiny", document("doc_new", new, "https://tiny.example/new.html"))
@@ -169,12 +182,14 @@ def test_load_release_answers_from_the_passages_of_its_own_version(store, tmp_pa
 
     release = registry.load_release(store, get_task("tiny", tmp_path / "tasks"))
 
-    (hits,) = release.retriever.search(["Which resistor marks a cable?"], release.top_k)
+    hits = release.retrieve("Which resistor marks a cable?")
     assert [hit.chunk_id for hit in hits] == ["chk_old"]
     source = release.chunks["chk_old"]
     assert (source.url, source.licence, source.publisher) == ("https://tiny.example/old.html", "CC0-1.0", "Tiny Press")
     assert source.fetched_at == datetime(2026, 11, 2, 8, 30, tzinfo=UTC)
-    prompt = release.engine.render(build_messages(release.description, "Which resistor?", [source.text]))
+    prompt = release.render("Which resistor?", hits)
+    passage = passage_text(source.heading_path, source.text)
+    assert prompt == release.engine.render(build_messages("Answer briefly.", "Which resistor?", [passage]))
     (completion,) = release.engine.generate([prompt], max_new_tokens=release.max_new_tokens)
     assert (release.model_version, release.max_new_tokens) == ("tiny@1", 8)
     assert completion.n_prompt_tokens == release.engine.count_tokens(prompt)
@@ -188,3 +203,107 @@ def test_load_release_refuses_a_version_that_was_evaluated_with_another_template
     publish(store, "m1", template="of another day")
     with pytest.raises(UserError, match="tiny@1 was evaluated with another prompt template"):
         registry.load_release(store, get_task("tiny", tmp_path / "tasks"))
+
+
+# ---- task types ----
+
+
+def task_of_type(tmp_path, name, classes=None):
+    folder = write_tiny_task(tmp_path / "tasks" / "tiny", tmp_path / "model")
+    (folder / "config.yaml").write_text(f"type: {name}\nretrieval: {{top_k: 3}}\nevaluation: {{max_new_tokens: 8}}\n")
+    job = {"task_description": "Say what the text is about."}
+    (folder / "job_description.json").write_text(json.dumps(job | {"classes_description": classes or {}}))
+    return get_task("tiny", tmp_path / "tasks")
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "expected"),
+    [
+        ("open_book_qa", SHIP, True),
+        ("open_book_qa", "ship tuned", False),
+        ("open_book_qa", HOLD, True),
+        ("closed_book_qa", SHIP, True),
+        ("closed_book_qa", "ship tuned", False),
+        ("closed_book_qa", HOLD, False),
+        ("extractive_qa", HOLD, True),
+        ("classification", "ship tuned", False),
+        ("classification", HOLD, False),
+    ],
+)
+def test_serving_settings_retrieve_as_the_winner_did_or_else_as_the_type_trains(tmp_path, name, verdict, expected):
+    settings = registry.serving_settings(task_of_type(tmp_path, name), verdict)
+    assert (settings["task_type"], settings["has_retrieval"]) == (name, expected)
+    assert (settings["top_k"], settings["max_new_tokens"]) == (3, 8)
+
+
+def test_serving_settings_hold_the_instructions_with_the_classes(tmp_path):
+    task = task_of_type(tmp_path, "classification", {"refund": "Money back.", "card": "A new card."})
+    instructions = registry.serving_settings(task, HOLD)["instructions"]
+    assert instructions.startswith("Say what the text is about.")
+    assert "refund: Money back." in instructions
+
+
+def test_serving_settings_hold_the_instructions_that_were_evaluated_where_train_rows_name_the_classes(tmp_path):
+    task = task_of_type(tmp_path, "classification")
+    (task.folder / "train.csv").write_text("text,label\nmy money,refund\nmy plastic,card\n", encoding="utf-8")
+    settings = registry.serving_settings(task, HOLD)
+    assert settings["instructions"] == task.instructions
+    assert settings["instructions"].endswith("- card\n- refund")
+
+
+def exported(store, tmp_path):
+    model = write_tiny_model(tmp_path / "model")
+    with store.artifact("serving_model", lambda: "m1") as folder:
+        export_serving_model(model, folder)
+    return store.artifact_path("serving_model", "m1")
+
+
+def test_load_release_registered_before_there_were_types_is_open_book(store, tmp_path):
+    write_tiny_task(tmp_path / "tasks" / "tiny", tmp_path / "model")
+    template = registry.template_fingerprint(exported(store, tmp_path))
+    text = "A resistor of 220 ohm marks a cable for 32 A."
+    store.publish("clean_documents", "tiny", document("doc_1", text, "https://tiny.example/1.html"))
+    chunks = store.publish("chunks", "tiny", chunk("chk_1", "doc_1", text))
+    old = {"description": "Answer in a word.", "top_k": 1, "candidates": 20, "max_new_tokens": 8}
+    publish(store, "m1", chunks=(chunks.version, chunks.fingerprint), template=template, serving=old)
+    release = registry.load_release(store, get_task("tiny", tmp_path / "tasks"))
+    assert (release.task_type.name, release.instructions) == ("open_book_qa", "Answer in a word.")
+    hits = release.retrieve("Which resistor?")
+    assert [hit.chunk_id for hit in hits] == ["chk_1"]
+    assert "Cables\nA resistor of 220 ohm" in release.render("Which resistor?", hits)
+
+
+def test_load_release_that_won_without_retrieval_has_no_passages(store, tmp_path):
+    task, closed_book = task_of_type(tmp_path, "closed_book_qa"), get_task_type("closed_book_qa")
+    template = registry.template_fingerprint(exported(store, tmp_path), closed_book)
+    text = "A resistor of 220 ohm marks a cable for 32 A."
+    store.publish("clean_documents", "tiny", document("doc_1", text, "https://tiny.example/1.html"))
+    chunks = store.publish("chunks", "tiny", chunk("chk_1", "doc_1", text))
+    settings = registry.serving_settings(task, "ship tuned")
+    publish(store, "m1", "ship tuned", (chunks.version, chunks.fingerprint), template, settings)
+    release = registry.load_release(store, task)
+    assert release.retrieve("Which resistor?") == []
+    assert release.render("Which resistor?", []) == release.engine.render(
+        closed_book.prompt("Say what the text is about.", "Which resistor?", [])
+    )
+
+
+def test_load_release_that_answers_from_passages_without_a_corpus_is_told(store, tmp_path):
+    task = task_of_type(tmp_path, "extractive_qa")
+    template = registry.template_fingerprint(exported(store, tmp_path), get_task_type("extractive_qa"))
+    chunks = store.publish("chunks", "tiny", to_frame("chunks", []))
+    settings = registry.serving_settings(task, SHIP)
+    publish(store, "m1", SHIP, (chunks.version, chunks.fingerprint), template, settings)
+    with pytest.raises(UserError, match="tiny@1 answers from passages, but its task has no documents to search"):
+        registry.load_release(store, task)
+
+
+def test_template_fingerprint_depends_on_the_chats_that_a_type_makes(store, tmp_path):
+    class Terse:
+        def prompt(self, instructions, question, contexts):
+            return [{"role": "user", "content": question}]
+
+    folder = exported(store, tmp_path)
+    prints = [registry.template_fingerprint(folder, kind) for kind in (None, OPEN_BOOK, Terse())]
+    assert len(set(prints)) == 3
+    assert registry.template_fingerprint(folder, OPEN_BOOK) == prints[1]

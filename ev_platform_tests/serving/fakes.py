@@ -1,31 +1,19 @@
-"""A release without a model: the same shape as `registry.Release`, importable by a replica in another process."""
+"""A release without a model, importable by a replica in another process."""
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ev_platform.engine import Completion
 from ev_platform.errors import UserError
+from ev_platform.registry import Release, SourceChunk
 from ev_platform.retrieval import Hit
-
-
-@dataclass(frozen=True)
-class FakeChunk:
-    chunk_id: str
-    text: str
-    title: str | None
-    heading_path: str
-    url: str
-    page: int | None
-    licence: str
-    publisher: str
-    fetched_at: datetime
-
+from ev_platform.tasks.types import get_task_type
 
 CHUNKS = [
-    FakeChunk(
+    SourceChunk(
         "chk_cable",
         "Mode 3 cables are rated for 32 A.",
         "Cable sizing",
@@ -36,7 +24,7 @@ CHUNKS = [
         "Example Press",
         datetime(2026, 11, 2, 8, 30, tzinfo=UTC),
     ),
-    FakeChunk(
+    SourceChunk(
         "chk_manual",
         "Test the RCD every three months.",
         "Operations manual",
@@ -87,7 +75,7 @@ class FakeRetriever:
     """Ranks chunks by the words they share with the question."""
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
-        def score(query: str, chunk: FakeChunk) -> float:
+        def score(query: str, chunk: SourceChunk) -> float:
             return len(set(query.lower().split()) & set(chunk.text.lower().split())) / 10
 
         ranked = [sorted(CHUNKS, key=lambda chunk: -score(query, chunk)) for query in queries]
@@ -97,20 +85,24 @@ class FakeRetriever:
         ]
 
 
-@dataclass
-class FakeRelease:
-    model_version: str = "fake_task@3"
-    description: str = "Answers questions about charging."
-    engine: FakeEngine = field(default_factory=FakeEngine)
-    retriever: FakeRetriever = field(default_factory=FakeRetriever)
-    chunks: dict[str, FakeChunk] = field(default_factory=lambda: {chunk.chunk_id: chunk for chunk in CHUNKS})
-    top_k: int = 2
-    max_new_tokens: int = 48
+def fake_release(task_name: str = "fake_task", **changes: Any) -> Release:
+    """Return a release of an open-book task that needs no weights."""
+    fields: dict[str, Any] = {
+        "model_version": f"{task_name}@3",
+        "task_type": get_task_type("open_book_qa"),
+        "instructions": "Answers questions about charging.",
+        "engine": FakeEngine(),
+        "retriever": FakeRetriever(),
+        "chunks": {chunk.chunk_id: chunk for chunk in CHUNKS},
+        "top_k": 2,
+        "max_new_tokens": 48,
+    }
+    return Release(**fields | changes)
 
 
-def load(data_root: Path, tasks_dir: Path, task_name: str, release_name: str | None) -> FakeRelease:
-    return FakeRelease(model_version=f"{task_name}@3")
+def load(data_root: Path, tasks_dir: Path, task_name: str, release_name: str | None) -> Release:
+    return fake_release(task_name)
 
 
-def load_missing(data_root: Path, tasks_dir: Path, task_name: str, release_name: str | None) -> FakeRelease:
+def load_missing(data_root: Path, tasks_dir: Path, task_name: str, release_name: str | None) -> Release:
     raise UserError(f"There is no model of {task_name!r} yet: train one.")

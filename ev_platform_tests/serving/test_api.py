@@ -13,7 +13,8 @@ from ev_platform.serving.api import MAX_PENDING, create_api
 from ev_platform.serving.gate import MAX_BODY_BYTES
 from ev_platform.serving.keys import create_key, revoke_key
 from ev_platform.serving.schemas import MAX_CONTENT_CHARS
-from ev_platform_tests.serving.fakes import FakeRelease
+from ev_platform.tasks.types import get_task_type
+from ev_platform_tests.serving.fakes import fake_release
 
 QUESTION = "How often must one test the RCD?"
 
@@ -21,10 +22,10 @@ QUESTION = "How often must one test the RCD?"
 class Server:
     """The application on a loopback port, with a client that holds a key."""
 
-    def __init__(self, root):
+    def __init__(self, root, release=None):
         self.root = root
         self.key = create_key(root, "tests")
-        self.release = FakeRelease()
+        self.release = release or fake_release()
         listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(create_api(self.release, root), log_config=None))
@@ -104,6 +105,22 @@ def test_sources_name_page_licence_and_hour_in_the_prompt_order(server):
         "text": "Test the RCD every three months.",
     }
     assert (second["chunk_id"], second["page"]) == ("chk_cable", None)
+
+
+def test_release_without_retrieval_is_asked_the_bare_question_and_names_no_source(tmp_path):
+    labels = get_task_type("classification")
+    release = fake_release(
+        task_type=labels, instructions=labels.instructions("Route the text.", {"card": ""}), retriever=None, chunks={}
+    )
+    server = Server(tmp_path, release)
+    try:
+        body = server.ask("Where is my card?").json()
+    finally:
+        server.close()
+    assert body["sources"] == []
+    prompt = body["choices"][0]["message"]["content"].partition(" | ")[2]
+    assert prompt == release.engine.render(labels.prompt(release.instructions, "Where is my card?", []))
+    assert "- card" in prompt
 
 
 @pytest.mark.parametrize(
