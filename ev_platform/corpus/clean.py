@@ -10,6 +10,7 @@ import polars as pl
 
 from ev_platform.corpus.boilerplate import strip_boilerplate
 from ev_platform.corpus.duplicates import similar_pairs
+from ev_platform.corpus.language import UNSURE_BELOW
 from ev_platform.corpus.quality import judge_quality
 from ev_platform.corpus.relevance import relevances
 from ev_platform.records import CleanDocument, DroppedDocument, to_frame
@@ -27,6 +28,11 @@ def clean_documents(
     previous: Sequence[pl.DataFrame] = (),
 ) -> dict[str, pl.DataFrame]:
     """Split documents into those that are kept and those that are dropped.
+
+    A document of kind `text` was chosen for this task by a person, who brought it in `texts` of sources.yaml or in
+    `unstructured.csv`. So it needs no evidence that it is about the task, may be short, and is not judged as prose. It
+    goes for its language where the detector is sure of it, which it seldom is of a few words and of many names, and of
+    duplicates only one stays.
 
     Args:
         documents: The `documents` table.
@@ -56,8 +62,10 @@ def clean_documents(
             extracted.append(row)
     for row, (text, n_lines) in zip(extracted, strip_boilerplate(extracted), strict=True):
         row |= {"text": text, "n_chars": len(text), "n_boilerplate_lines": n_lines}
-        if row["language"] not in config.languages:
+        if row["language"] not in config.languages and not (row["kind"] == "text" and _is_unsure(row)):
             drop(row, "language", f"{row['language']} ({row['language_score']:.2f})")
+        elif row["kind"] == "text":
+            kept.append(row)
         elif (verdict := judge_quality(text, config.min_words, row["title"] or "", row["language"])) is not None:
             drop(row, *verdict)
         else:
@@ -70,12 +78,13 @@ def clean_documents(
     }
     for row in kept:
         row["relevance"] = known.get((row["url"], row["title"], row["text"]))
-    new = [row for row in kept if row["relevance"] is None]
+    judged = [row for row in kept if row["kind"] != "text"]
+    new = [row for row in judged if row["relevance"] is None]
     for row, relevance in zip(new, relevances(new, description), strict=True):
         row["relevance"] = relevance
-    for row in [row for row in kept if row["relevance"] < config.min_relevance]:
+    for row in [row for row in judged if row["relevance"] < config.min_relevance]:
         drop(row, "off_topic", f"relevance {row['relevance']:.3f} < {config.min_relevance}")
-    kept = [row for row in kept if row["relevance"] >= config.min_relevance]
+    kept = [row for row in kept if row["kind"] == "text" or row["relevance"] >= config.min_relevance]
 
     # The survivor of a group of duplicates has the shortest address: a print version or a page with a query string
     # gives way to the page itself. Their texts differ by a fifth at the most, so length says little.
@@ -105,6 +114,10 @@ def clean_documents(
         "clean_documents": to_frame("clean_documents", clean),
         "dropped_documents": to_frame("dropped_documents", dropped),
     }
+
+
+def _is_unsure(row: dict[str, Any]) -> bool:
+    return row["language"] != "und" and row["language_score"] < UNSURE_BELOW
 
 
 def _plain(text: str) -> list[str]:

@@ -20,12 +20,15 @@ from ev_platform.corpus.language import detect_language
 from ev_platform.corpus.pdf import PAGES_PER_CALL, PdfFacts, join_pages, open_pdf
 from ev_platform.corpus.pdf_pages import Block, read_pages
 from ev_platform.corpus.privacy import mask_personal_data
+from ev_platform.corpus.text import read_text
 from ev_platform.corpus.workers import Call, Job, run_jobs, worker_pool
 from ev_platform.records import Document, schema_of, to_frame
 from ev_platform.storage import Store, short_id
 
 # The first three may be the machine's hour and not the file's fault; the others are of a body that was not read.
 READ_AGAIN = ("extraction_timeout", "extraction_crashed", "extraction_failed", "gone", "noindex")
+# A text of a few pages is read where it lies: a task may bring thousands, and each costs less than handing it over.
+MAX_BYTES_HERE = 200_000
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +45,11 @@ def extract_documents(
     """Extract one document from each fetched body.
 
     Files are read in processes of their own, which start with the first file that must be read: a file that hangs,
-    crashes or eats memory costs its own row and nothing else. The rows do not depend on the number of workers.
+    crashes or eats memory costs its own row and nothing else. Short texts of the task's own are read in this process.
+    The rows do not depend on the number of workers.
 
     Args:
-        bodies: Rows of `raw_pages` and `raw_pdfs`.
+        bodies: Rows of `raw_pages`, `raw_pdfs` and `raw_texts`.
         store: Holds the bytes.
         previous: Documents of an earlier run of this same code; a body whose bytes are in it is not extracted again.
         workers: Processes.
@@ -66,6 +70,8 @@ def extract_documents(
             rows[n] = _document(body, UnusableError(body["drop_reason"], body["drop_detail"]))
         elif known is not None and known["drop_reason"] not in READ_AGAIN:
             rows[n] = _again(known, body)
+        elif body["kind"] == "text" and body["n_bytes"] <= MAX_BYTES_HERE:
+            rows[n] = _document(body, _read_here(store.root / body["path"]))
         else:
             unread[n] = body
     jobs = ((n, _job(body, store.root / body["path"], timeout_s, max_pdf_pages)) for n, body in unread.items())
@@ -88,6 +94,9 @@ def _job(body: dict[str, Any], path: Path, timeout_s: float, max_pdf_pages: int)
     try:
         if body["kind"] == "pdf":
             return (yield from pdf_job(path, body["url"], timeout_s, max_pdf_pages))
+        if body["kind"] == "text":
+            (got,) = yield [Call(_finished_text, (path,), timeout_s)]
+            return got
         (got,) = yield [Call(_finished_page, (path, body["final_url"], body["charset"]), timeout_s)]
         return got
     except UnusableError as error:  # one bad file is set aside with its reason, never stops a run
@@ -110,6 +119,19 @@ def pdf_job(path: Path, url: str, timeout_s: float, max_pages: int) -> Job:
 
 def _finished_page(path: Path, url: str, charset: str | None) -> Extracted:
     return _finish(read_html(path.read_bytes(), url, charset))
+
+
+def _finished_text(path: Path) -> Extracted:
+    return _finish(read_text(path.read_bytes()))
+
+
+def _read_here(path: Path) -> Extracted | UnusableError:
+    try:
+        return _finished_text(path)
+    except UnusableError as error:
+        return error
+    except Exception as error:
+        return UnusableError("extraction_failed", f"{type(error).__name__}: {error}"[:300])
 
 
 def _finished_pdf(facts: PdfFacts, pages: list[list[Block]]) -> Extracted:
@@ -137,7 +159,7 @@ def _document(body: dict[str, Any], result: Extracted | UnusableError) -> Docume
         url=url,
         fetched_url=body["url"],
         kind=body["kind"],
-        title=got.title or (PurePosixPath(urlsplit(url).path).stem or None),
+        title=got.title or _name_of(url),
         author=got.author,
         publisher=got.publisher or body["publisher"],
         published_on=got.published_on,
@@ -156,6 +178,12 @@ def _document(body: dict[str, Any], result: Extracted | UnusableError) -> Docume
         drop_reason=failed.reason if failed else None,
         drop_detail=failed.detail if failed else None,
     )
+
+
+def _name_of(url: str) -> str | None:
+    """Return the name of the page or file, without its ending; a row of a file has none."""
+    parts = urlsplit(url)
+    return (PurePosixPath(parts.path).stem or None) if parts.scheme != "task" else None
 
 
 def _mask(text: str, page_offsets: list[int]) -> tuple[str, list[int], int]:

@@ -169,7 +169,7 @@ def _plot(report: pl.DataFrame, section: str) -> Any | None:
 
 def _plot_relevance(clean: pl.DataFrame, dropped: pl.DataFrame, threshold: float) -> Any | None:
     off_topic = dropped.filter(pl.col("drop_reason") == "off_topic")["relevance"].drop_nulls().to_list()
-    kept = clean["relevance"].to_list()
+    kept = clean["relevance"].drop_nulls().to_list()
     if not kept and not off_topic:
         return None
     figure, axes = new_axes(2.2)
