@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
-import warnings
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ev_platform.errors import UserError
+from ev_platform.cli_dataset import dataset_app
 from ev_platform.settings import get_settings
+from ev_platform.terminal import TaskOption, console, plain_errors, quiet
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,57 +32,29 @@ task_app = typer.Typer(
     help="Task folders: make one, check one.\n\nExample: `ev-platform task check tasks/heat_pumps`",
 )
 app.add_typer(task_app, name="task")
+app.add_typer(dataset_app, name="dataset")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 
-console = Console()
-TaskOption = Annotated[str, typer.Option("--task", help="Name of the task.")]
-
-
-def _plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Print a `UserError` as its sentence and exit with 1."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except UserError as error:
-            Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from None
-
-    return run
-
-
-def _quiet() -> None:
-    """Keep what a person reads: progress bars and our own lines, not the chatter of a dozen libraries."""
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("bitsandbytes", "bm25s", "httpx", "sentence_transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
 
 @app.command()
-@_plain_errors
+@plain_errors
 def run(
     task: TaskOption = "ev_charging",
     stage: Annotated[
         list[str] | None, typer.Option(help="Only this stage; may be repeated. All of them by default.")
     ] = None,
     force: Annotated[bool, typer.Option(help="Compute also what has not changed.")] = False,
+    overrule: Annotated[str, typer.Option(help="Why the run goes on whatever the verdict on the teacher.")] = "",
 ) -> None:
     """Materialize the graph, as the weekly flow does.
 
     Example: `ev-platform run --task ev_charging --stage collect --stage corpus`
     """
-    _quiet()
+    quiet()
     from ev_platform.flows.weekly import materialize_graph
 
-    result = materialize_graph(task_name=task, stages=stage, force=force)
+    result = materialize_graph(task_name=task, stages=stage, force=force, overrule=overrule)
     console.print(f"Computed: {', '.join(result.computed) or 'nothing, no change'}", soft_wrap=True)
     if result.unchanged:
         console.print(f"Unchanged: {', '.join(result.unchanged)}", soft_wrap=True)
@@ -96,7 +64,7 @@ def run(
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def schedule(
     task: TaskOption = "ev_charging",
     cron: Annotated[str, typer.Option(help="When, as a cron line.")] = "0 4 * * 1",
@@ -106,14 +74,14 @@ def schedule(
 
     Example: `ev-platform schedule --task ev_charging --cron "0 4 * * 1" --timezone Europe/Berlin`
     """
-    _quiet()
+    quiet()
     from ev_platform.flows.weekly import serve_weekly
 
     serve_weekly(task, cron, timezone)
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def serve(
     task: TaskOption = "ev_charging",
     model: Annotated[str | None, typer.Option(help="Alias or version; the champion by default.")] = None,
@@ -125,7 +93,7 @@ def serve(
 
     Example: `ev-platform serve --task ev_charging --port 8000`
     """
-    _quiet()
+    quiet()
     from ev_platform.registry import resolve
     from ev_platform.serving import run as serving
     from ev_platform.storage import Store
@@ -145,7 +113,7 @@ def serve(
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def dev(port: Annotated[int, typer.Option(help="Port of the UI.")] = 3000) -> None:
     """Open the graph in the Dagster UI, with every run that was made here, until stopped.
 
@@ -159,7 +127,7 @@ def dev(port: Annotated[int, typer.Option(help="Port of the UI.")] = 3000) -> No
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
     url: Annotated[str | None, typer.Option(help="Where the endpoint listens; EV_HOST and EV_PORT by default.")] = None,
@@ -176,20 +144,20 @@ def ask(
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def demo(port: Annotated[int | None, typer.Option(help="Port of the endpoint; EV_PORT by default.")] = None) -> None:
     """Run the whole path on the embedded example: sources, corpus, dataset, training, evaluation, serving, an answer.
 
     Example: `ev-platform demo`
     """
-    _quiet()
+    quiet()
     from ev_platform.demo import run_demo
 
     run_demo(console, port or get_settings().port)
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def catalogue() -> None:
     """Rebuild the DuckDB catalogue and print where it is.
 
@@ -201,7 +169,7 @@ def catalogue() -> None:
 
 
 @app.command()
-@_plain_errors
+@plain_errors
 def query(
     sql: Annotated[str, typer.Argument(help="One SELECT, or FROM and a view's name.")],
     limit: Annotated[int, typer.Option(min=1, help="Most rows to print.")] = 40,
@@ -217,7 +185,7 @@ def query(
 
 
 @task_app.command("new")
-@_plain_errors
+@plain_errors
 def task_new(
     name: Annotated[str, typer.Argument(help="Letters, digits, _ and -.")],
     description: Annotated[str, typer.Option(help="What the model is for, in a sentence or two.")],
@@ -235,7 +203,7 @@ def task_new(
 
 
 @task_app.command("check")
-@_plain_errors
+@plain_errors
 def task_check(
     folder: Annotated[Path, typer.Argument(help="The task's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every finding and pair.")] = False,
@@ -263,7 +231,7 @@ def task_check(
 
 
 @keys_app.command("create")
-@_plain_errors
+@plain_errors
 def keys_create(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
     """Make a key and print it; it is not stored and cannot be shown again.
 
@@ -276,7 +244,7 @@ def keys_create(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -
 
 
 @keys_app.command("list")
-@_plain_errors
+@plain_errors
 def keys_list() -> None:
     """List keys, without their secrets.
 
@@ -292,7 +260,7 @@ def keys_list() -> None:
 
 
 @keys_app.command("revoke")
-@_plain_errors
+@plain_errors
 def keys_revoke(key_id: Annotated[str, typer.Argument(help="Id, as `keys list` shows it.")]) -> None:
     """Revoke a key; a running endpoint refuses it from then on.
 
@@ -304,7 +272,7 @@ def keys_revoke(key_id: Annotated[str, typer.Argument(help="Id, as `keys list` s
 
 
 @models_app.command("list")
-@_plain_errors
+@plain_errors
 def models_list(task: TaskOption = "ev_charging") -> None:
     """List the versions of a task's model with their verdicts and aliases.
 

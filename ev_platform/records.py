@@ -38,11 +38,11 @@ _DTYPES: dict[Any, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class RawBody:
-    """One fetched or failed body (`raw_pages`, `raw_pdfs`)."""
+    """One fetched or failed body (`raw_pages`, `raw_pdfs`, `raw_texts`)."""
 
     url: str  # as linked, without fragment
     final_url: str  # after redirects
-    kind: str  # "web" or "pdf"
+    kind: str  # "web", "pdf", or "text" for what the task brings itself
     status: int | None  # HTTP status; None for a local file or when no answer came
     content_type: str | None  # as sniffed from the bytes
     content_sha256: str | None
@@ -118,7 +118,7 @@ class CleanDocument:
     n_chars: int
     n_masked: int  # personal data replaced by a mark
     n_boilerplate_lines: int  # removed, because the site repeats them
-    relevance: float  # 0 to 1; 0.5 is even evidence
+    relevance: float | None  # 0 to 1; 0.5 is even evidence; None where a person chose the text for the task
     cluster_id: str  # documents about the same text share it (near-duplicates)
 
 
@@ -182,18 +182,29 @@ class CorpusFigure:
 class Example:
     """One question with its answer (`qa_candidates`, `examples`)."""
 
-    example_id: str  # hash of question, answer and chunk
-    question: str
-    answer: str
+    example_id: str  # hash of question, answer and passage
+    question: str  # the text to label, in a classification task
+    answer: str  # the label, in a classification task
+    answers: list[str]  # everything that counts as right, the answer first
+    answer_start: int | None  # of the answer in the row's own context, in characters
+    is_answerable: bool  # False where the passage does not hold the answer
     chunk_id: str | None  # the passage that supports the answer
     document_id: str | None
-    cluster_id: str | None
+    cluster_id: str | None  # of the document, or of the row's own context
     context: str | None  # given by the task's own row; None where retrieval supplies it
-    origin: str  # "human" or "extractive"
+    origin: str  # "human", "generated", "labelled" or "reviewed"
     teacher: str | None
     kind: str  # question kind
+    difficulty: str | None
+    register: str | None  # in whose words the question is asked
+    evidence: str | None  # the words of the passage that the teacher rested the answer on
+    confidence: float | None  # of a label, 0 to 1
     split: str  # "train" or "test"; human rows bring theirs, generated rows are always "train"
     row: str | None  # file and row of a human example
+    call_id: str | None  # of the teacher's call that it came from
+    prompt_version: str | None  # of that call
+    cost_usd: float | None  # the example's share of that call
+    check_call_id: str | None = None  # of the call in which a teacher checked it
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +218,117 @@ class RejectedExample:
     document_id: str | None
     origin: str
     kind: str
+    call_id: str | None
+    cost_usd: float | None
     reject_reason: str
     reject_detail: str | None
+    check_call_id: str | None = None  # of the call in which a teacher checked it
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOutcome:
+    """What the teacher made of one chunk, or of one unlabelled text (`generation_log`)."""
+
+    source_id: str  # chunk_id, or hash of the unlabelled text
+    status: str  # "ok", or why there is nothing: see `teachers.STATUSES`, "held_out", "not_sampled", "nothing_found"
+    detail: str | None
+    n_asked: int
+    n_made: int
+    teacher: str
+    call_id: str | None
+    cost_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How far one chunk, or one unlabelled text, is covered by examples, and why not (`coverage`)."""
+
+    source_id: str
+    document_id: str | None
+    url: str | None
+    heading_path: str | None
+    n_tokens: int | None
+    n_asked: int
+    n_made: int
+    n_rejected: int
+    n_examples: int
+    status: str  # "covered", the generation's status, or "all_rejected"
+    detail: str | None  # the commonest reason of rejection, or the generation's detail
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherCall:
+    """One paid question to a teacher (`teacher_calls`), from the ledger."""
+
+    call_id: str  # hash of model, settings, prompt and schema; the key of the stored reply
+    purpose: str  # "generate", "label", "answer", "judge" or "check"
+    teacher: str  # "anthropic:claude-..." and the like
+    model: str  # as the server named it
+    prompt_version: str
+    status: str  # "ok", or what went wrong: see `teachers.STATUSES`
+    detail: str | None
+    n_input_tokens: int
+    n_output_tokens: int
+    n_cache_write_tokens: int
+    n_cache_read_tokens: int
+    is_batch: bool
+    cost_usd: float
+    request_id: Annotated[str | None, VOLATILE]  # the server's
+    asked_at: Annotated[datetime, VOLATILE]
+    latency_ms: Annotated[float | None, VOLATILE]  # None in a batch
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherAnswer:
+    """The teacher's answer to one test row, with its scores (`teacher_answers`)."""
+
+    example_id: str
+    question: str
+    reference: str
+    prediction: str | None
+    status: str
+    detail: str | None
+    exact_match: float | None
+    token_f1: float | None
+    rouge_l: float | None
+    meteor: float | None
+    judge_score: float | None  # 0 to 1
+    judge_reason: str | None
+    call_id: str | None
+    judge_call_id: str | None
+    cost_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherEvaluation:
+    """The verdict on a teacher before it is paid for more (`teacher_evaluation`); one row."""
+
+    teacher: str
+    prompt_version: str | None
+    n_rows: int
+    n_answered: int
+    metric: str  # that decides
+    value: float | None
+    scores: str  # JSON: metric to mean
+    thresholds: str  # JSON
+    verdict: str  # "proceed", "iterate", "rethink" or "not_evaluated"
+    reason: str
+    overruled_by: str | None  # why a person lets the run go on all the same
+    is_blocking: bool  # whether the run stops here
+    cost_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """One person's judgement of one example (`reviews`)."""
+
+    example_id: str
+    decision: str  # "accept", "edit" or "reject"
+    question: str  # as edited
+    answer: str
+    reviewer: str
+    comment: str | None
+    reviewed_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +339,10 @@ class DatasetRow:
     split: str  # "train", "validation" or "test"
     question: str
     answer: str
+    answers: list[str]
+    answer_start: int | None  # in `context`
+    is_answerable: bool
+    context: str | None  # the row's own passage
     chunk_id: str | None
     document_id: str | None
     cluster_id: str | None
@@ -310,7 +434,7 @@ class RegisteredModel:
     training_set_fingerprint: str
     chunks_version: str
     chunks_fingerprint: str
-    serving: str  # JSON: description, top_k, candidates, max_new_tokens, as they were evaluated
+    serving: str  # JSON: task_type, instructions, has_retrieval, top_k, candidates, max_new_tokens, as evaluated
     benchmark_fingerprint: str
     template_fingerprint: str
     recipe: str
@@ -323,6 +447,7 @@ class RegisteredModel:
 TABLES: dict[str, type] = {
     "raw_pages": RawBody,
     "raw_pdfs": RawBody,
+    "raw_texts": RawBody,
     "documents": Document,
     "clean_documents": CleanDocument,
     "dropped_documents": DroppedDocument,
@@ -332,6 +457,12 @@ TABLES: dict[str, type] = {
     "qa_candidates": Example,
     "examples": Example,
     "rejected_examples": RejectedExample,
+    "generation_log": GenerationOutcome,
+    "coverage": Coverage,
+    "teacher_answers": TeacherAnswer,
+    "teacher_evaluation": TeacherEvaluation,
+    "teacher_calls": TeacherCall,
+    "reviews": Review,
     "training_set": DatasetRow,
     "validation_set": DatasetRow,
     "benchmark": DatasetRow,

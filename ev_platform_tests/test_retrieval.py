@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from ev_platform.errors import UserError
-from ev_platform.retrieval import Retriever, embed, embed_chunks
+from ev_platform.retrieval import Retriever, embed, embed_chunks, embed_once
 
 PASSAGES = {
     "chk_code": ("Cables", "Part number XQ-7731 is the spare sheath."),
@@ -70,6 +70,19 @@ def test_embed_returns_unit_vectors():
     assert vectors.shape == (2, 384)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert embed([]).shape == (0, 384)
+
+
+def test_embed_once_embeds_each_text_once_and_gives_what_embed_gives(monkeypatch):
+    asked = []
+    monkeypatch.setattr("ev_platform.retrieval.embed", lambda texts: asked.extend(texts) or embed(texts))
+    first = embed_once(["a car", "a garden", "a car"])
+    assert np.allclose(first, embed(["a car", "a garden", "a car"]), atol=1e-5)
+    assert np.array_equal(embed_once(["a garden", "a cat"])[0], first[1])
+    assert asked == ["a car", "a garden", "a cat"] and embed_once([]).shape == (0, 384)
+    # What is known is forgotten before it fills the memory.
+    monkeypatch.setattr("ev_platform.retrieval._MAX_REMEMBERED", 3)
+    assert np.allclose(embed_once(["a dog", "a car"])[1], first[0], atol=1e-5)
+    assert asked[3:] == ["a dog", "a car"]
 
 
 def test_build_from_no_chunks_is_told(chunks):

@@ -59,4 +59,26 @@ def raw_pdfs(context: dg.AssetExecutionContext, store: StoreResource) -> Iterato
     )
 
 
-assets: list[Any] = [raw_pages, raw_pdfs]
+@dg.asset(
+    partitions_def=tasks_partitions,
+    code_version=CODE,
+    **spec("raw_texts", "Text files that the task names by path, and its own texts, one row each.", GROUP),
+)
+def raw_texts(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[dg.Output[Record]]:
+    """Read the task's text globs and its unlabelled texts."""
+    task, opened = store.task(context.partition_key), store.store()
+    yield from build(
+        context,
+        store,
+        ["raw_texts"],
+        inputs={},
+        config=task.sources.model_dump(mode="json"),
+        code=CODE,
+        compute=lambda: {
+            "raw_texts": collect.collect_texts(task, opened, previous=opened.read("raw_texts", task.name))
+        },
+        force=True,
+    )
+
+
+assets: list[Any] = [raw_pages, raw_pdfs, raw_texts]

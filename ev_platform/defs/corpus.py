@@ -25,12 +25,12 @@ VECTORS_CODE = code_version(retrieval)
     **spec("documents", "Text and metadata of every body; rows without text carry the reason.", GROUP),
 )
 def documents(
-    context: dg.AssetExecutionContext, store: StoreResource, raw_pages: Table, raw_pdfs: Table
+    context: dg.AssetExecutionContext, store: StoreResource, raw_pages: Table, raw_pdfs: Table, raw_texts: Table
 ) -> Iterator[dg.Output[Record]]:
     """Extract main text; bodies that are known from the last run are not extracted again."""
     opened, task = store.store(), context.partition_key
     limits = store.task(task).config.corpus
-    bodies = pl.concat([raw_pages.frame, raw_pdfs.frame])
+    bodies = pl.concat([raw_pages.frame, raw_pdfs.frame, raw_texts.frame])
     # What a page does not declare comes from the sources; a text extracted under other words is extracted again.
     config = {
         "licence": bodies["licence"].unique().sort().to_list(),
@@ -45,7 +45,7 @@ def documents(
         context,
         store,
         ["documents"],
-        inputs={"raw_pages": raw_pages, "raw_pdfs": raw_pdfs},
+        inputs={"raw_pages": raw_pages, "raw_pdfs": raw_pdfs, "raw_texts": raw_texts},
         config=config,
         code=CODE,
         compute=lambda: {
@@ -172,16 +172,17 @@ def corpus_report(
 
 @table_check("clean_documents", "dropped_documents", is_blocking=True)
 def corpus_is_not_empty(clean_documents: Table, dropped_documents: Table) -> dg.AssetCheckResult:
-    """At least one document is left to learn from."""
-    n_kept = clean_documents.record.n_rows
+    """Of what was collected, at least one document is left to learn from; a task may bring rows only."""
+    n_kept, n_dropped = clean_documents.record.n_rows, dropped_documents.record.n_rows
+    passed = n_kept > 0 or n_dropped == 0
     reasons = dropped_documents.frame["drop_reason"].value_counts(sort=True).rows()
     return dg.AssetCheckResult(
-        passed=n_kept > 0,
+        passed=passed,
         description=None
-        if n_kept
-        else f"The corpus is empty: {dropped_documents.record.n_rows} documents were dropped "
-        f"({', '.join(f'{reason}: {n}' for reason, n in reasons) or 'none was collected'}); see dropped_documents.",
-        metadata={"kept": n_kept},
+        if passed
+        else f"The corpus is empty: {n_dropped} documents were dropped "
+        f"({', '.join(f'{reason}: {n}' for reason, n in reasons)}); see dropped_documents.",
+        metadata={"kept": n_kept, "dropped": n_dropped},
     )
 
 

@@ -6,52 +6,112 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from ev_platform import dataset, prompting, retrieval, tasks
-from ev_platform.dataset import build as dataset_build
+from ev_platform import dataset, prompting, retrieval, tasks, teachers
+from ev_platform.dataset import steps
+from ev_platform.dataset.generate import has_unasked
+from ev_platform.dataset.overlap import Overlap, find_overlaps
+from ev_platform.dataset.splits import build_splits
+from ev_platform.dataset.steps import describe_task
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, markdown_table, outs, spec, table_check, tasks_partitions
+from ev_platform.evaluation import metrics
 from ev_platform.storage import Record, code_version
-from ev_platform.tasks.rows import read_rows
+from ev_platform.tasks import DatasetConfig
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training import tokens
-from ev_platform.training.tokens import chat_counter
+from ev_platform.training.tokens import chats_counter
 
 GROUP = "dataset"
-CODE = code_version(dataset, tasks, prompting, retrieval, tokens)
+CODE = code_version(dataset, tasks, teachers, prompting, retrieval, tokens, metrics)
 
 
-@dg.asset(
+class ExamineConfig(dg.Config):
+    """What a person says to the examination of the teacher.
+
+    Attributes:
+        overruled_by: Why the run goes on whatever the verdict; empty: the verdict holds.
+    """
+
+    overruled_by: str = ""
+
+
+@dg.multi_asset(
+    outs=outs(
+        GROUP,
+        {
+            "teacher_evaluation": "How well the teacher answers the test rows, and whether to let it write more.",
+            "teacher_answers": "Its answer to each of them, with scores.",
+        },
+    ),
     partitions_def=tasks_partitions,
     code_version=CODE,
-    **spec("qa_candidates", "Hand-written rows joined to their passages, and generated questions.", GROUP),
+    name="examine",
 )
-def qa_candidates(
+def examine(
+    context: dg.AssetExecutionContext,
+    config: ExamineConfig,
+    store: StoreResource,
+    chunks: Table,
+    chunk_vectors: Table,
+    clean_documents: Table,
+    dropped_documents: Table,
+) -> Iterator[dg.Output[Record]]:
+    """Let the teacher answer test rows before it is paid for more."""
+    task = store.task(context.partition_key)
+    yield from build(
+        context,
+        store,
+        ["teacher_evaluation", "teacher_answers"],
+        inputs={"chunks": chunks, "clean_documents": clean_documents, "dropped_documents": dropped_documents},
+        config=describe_task(task, "teacher", "teacher_evaluation", "retrieval", "dataset")
+        | {"overruled_by": config.overruled_by},
+        code=CODE,
+        compute=lambda: steps.examine(
+            task,
+            store.store(),
+            context.run_id,
+            chunks.frame,
+            chunk_vectors.frame,
+            clean_documents.frame,
+            dropped_documents.frame,
+            config.overruled_by,
+        ),
+    )
+
+
+@dg.multi_asset(
+    outs=outs(
+        GROUP,
+        {
+            "qa_candidates": "Hand-written rows joined to their passages, and what the teacher wrote or labelled.",
+            "generation_log": "What became of every chunk, or every unlabelled text, and why there is nothing of it.",
+        },
+    ),
+    deps=["teacher_evaluation"],
+    partitions_def=tasks_partitions,
+    code_version=CODE,
+    name="generate",
+)
+def generate(
     context: dg.AssetExecutionContext,
     store: StoreResource,
     chunks: Table,
     clean_documents: Table,
     dropped_documents: Table,
 ) -> Iterator[dg.Output[Record]]:
-    """Locate human rows in the corpus and let the teacher write more."""
-    task = store.task(context.partition_key)
-    rows = [*read_rows(task, "train"), *read_rows(task, "test")]
+    """Locate human rows in the corpus and let the teacher write more; stored replies cost nothing."""
+    task, opened = store.task(context.partition_key), store.store()
     yield from build(
         context,
         store,
-        ["qa_candidates"],
-        inputs={
-            "chunks": chunks,
-            "clean_documents": clean_documents,
-            "dropped_documents": dropped_documents,
-        },
-        config={"rows": [[r.split, r.question, r.answer, r.context, r.source] for r in rows]}
-        | task.config.dataset.model_dump(mode="json"),
+        ["qa_candidates", "generation_log"],
+        inputs={"chunks": chunks, "clean_documents": clean_documents, "dropped_documents": dropped_documents},
+        config=describe_task(task, "teacher", "dataset") | {"texts": steps.read_unlabelled(task)},
         code=CODE,
-        compute=lambda: {
-            "qa_candidates": dataset_build.make_candidates(
-                rows, chunks.frame, clean_documents.frame, dropped_documents.frame, task.config.dataset
-            )
-        },
+        force=has_unasked(opened.read("generation_log", task.name)),
+        compute=lambda: steps.generate(
+            task, opened, context.run_id, chunks.frame, clean_documents.frame, dropped_documents.frame
+        ),
     )
 
 
@@ -61,6 +121,7 @@ def qa_candidates(
         {
             "examples": "Candidates that are grounded, well formed, new, and far from every test row.",
             "rejected_examples": "Candidates that are not, each with its reason.",
+            "coverage": "How many examples each chunk, or each unlabelled text, has, and why not more.",
         },
     ),
     partitions_def=tasks_partitions,
@@ -68,17 +129,32 @@ def qa_candidates(
     name="validate",
 )
 def validate(
-    context: dg.AssetExecutionContext, store: StoreResource, qa_candidates: Table, chunks: Table
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    qa_candidates: Table,
+    generation_log: Table,
+    chunks: Table,
+    clean_documents: Table,
 ) -> Iterator[dg.Output[Record]]:
-    """Judge each candidate with its source in front."""
+    """Judge each candidate with its source in front; reviewed ones win."""
+    task, opened = store.task(context.partition_key), store.store()
+    reviews = opened.current("reviews", task.name)
     yield from build(
         context,
         store,
-        ["examples", "rejected_examples"],
-        inputs={"qa_candidates": qa_candidates, "chunks": chunks},
-        config={},
+        ["examples", "rejected_examples", "coverage"],
+        inputs={"qa_candidates": qa_candidates, "generation_log": generation_log, "chunks": chunks},
+        config=describe_task(task, "teacher", "dataset") | {"reviews": reviews.fingerprint if reviews else None},
         code=CODE,
-        compute=lambda: dataset_build.validate_candidates(qa_candidates.frame, chunks.frame),
+        compute=lambda: steps.validate(
+            task,
+            opened,
+            context.run_id,
+            qa_candidates.frame,
+            generation_log.frame,
+            chunks.frame,
+            clean_documents.frame,
+        ),
     )
 
 
@@ -110,19 +186,14 @@ def split(
         store,
         ["training_set", "validation_set", "benchmark"],
         inputs={"examples": examples, "chunks": chunks, "chunk_vectors": chunk_vectors, "base_model": base_model},
-        config={
-            "description": task.description,
-            "type": task.config.type,
-            "dataset": task.config.dataset.model_dump(mode="json"),
-            "retrieval": task.config.retrieval.model_dump(mode="json"),
-        },
+        config=describe_task(task, "dataset", "retrieval"),
         code=CODE,
-        compute=lambda: dataset_build.build_splits(
+        compute=lambda: build_splits(
             examples.frame,
             chunks.frame,
-            task.description,
             get_task_type(task.config.type),
-            chat_counter(base_model.artifact),
+            task.instructions,
+            chats_counter(base_model.artifact),
             task.config.dataset,
             task.config.retrieval,
             chunk_vectors.frame,
@@ -130,16 +201,58 @@ def split(
     )
 
 
+@dg.asset(
+    deps=["teacher_evaluation"],
+    partitions_def=tasks_partitions,
+    code_version=CODE,
+    **spec("teacher_calls", "Every call that a teacher was paid for, behind what is in force now.", GROUP),
+)
+def teacher_calls(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    teacher_answers: Table,
+    qa_candidates: Table,
+    generation_log: Table,
+    examples: Table,
+    rejected_examples: Table,
+) -> Iterator[dg.Output[Record]]:
+    """Copy the calls of these tables from the ledger."""
+    named = [teacher_answers, qa_candidates, generation_log, examples, rejected_examples]
+    yield from build(
+        context,
+        store,
+        ["teacher_calls"],
+        inputs={table.record.table: table for table in named},
+        config={},
+        code=CODE,
+        compute=lambda: {"teacher_calls": steps.paid_calls(store.store(), [table.frame for table in named])},
+    )
+
+
+@table_check("teacher_evaluation", is_blocking=True)
+def teacher_is_good_enough(teacher_evaluation: Table) -> dg.AssetCheckResult:
+    """The verdict is proceed, or a person overruled it, or this teacher is not one that answers."""
+    row = teacher_evaluation.frame.to_dicts()[0]
+    overrule = "to go on all the same, set overruled_by in the run's configuration (`ev-platform run --overrule WHY`)"
+    return dg.AssetCheckResult(
+        passed=not row["is_blocking"],
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=f"{row['verdict']}: {row['reason']}; {overrule}." if row["is_blocking"] else row["reason"],
+        metadata={key: row[key] for key in ("verdict", "metric", "value", "overruled_by", "cost_usd") if row[key]},
+    )
+
+
 @table_check("training_set", "validation_set", "benchmark", "chunks", is_blocking=True)
 def no_leakage(training_set: Table, validation_set: Table, benchmark: Table, chunks: Table) -> dg.AssetCheckResult:
     """No training or validation row shares a document, a passage or a question with a test row."""
     trained_on = pl.concat([training_set.frame, validation_set.frame])
-    leaks = dataset_build.leaking_rows(trained_on, benchmark.frame, chunks.frame)
-    table = pl.DataFrame(leaks, schema=["reason", "training question", "test question"], orient="row")
+    config = DatasetConfig.model_validate(training_set.record.config["dataset"])
+    leaks = find_overlaps(trained_on, benchmark.frame, chunks.frame, config)
+    table = pl.DataFrame(leaks[:20], schema=list(Overlap._fields), orient="row")
     return dg.AssetCheckResult(
         passed=not leaks,
         description=f"{len(leaks)} training rows meet a test row" if leaks else None,
-        metadata={"pairs": dg.MetadataValue.md(markdown_table(table.head(20)))},
+        metadata={"pairs": dg.MetadataValue.md(markdown_table(table))},
     )
 
 
@@ -163,15 +276,29 @@ def benchmark_is_not_empty(benchmark: Table) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=benchmark.record.n_rows > 0, metadata={"rows": benchmark.record.n_rows})
 
 
-@table_check("benchmark")
-def benchmark_rows_are_located(benchmark: Table) -> dg.AssetCheckResult:
+@table_check("benchmark", "chunks")
+def benchmark_rows_are_located(benchmark: Table, chunks: Table) -> dg.AssetCheckResult:
     """The document behind every test row is known; only then can it be held out of training."""
-    lost = benchmark.frame.filter(pl.col("cluster_id").is_null())
+    lost = benchmark.frame.filter(pl.col("cluster_id").is_null() & (chunks.record.n_rows > 0))
     return dg.AssetCheckResult(
         passed=lost.is_empty(),
         severity=dg.AssetCheckSeverity.WARN,
         description=f"{lost.height} test rows have no known document: give them a source" if lost.height else None,
         metadata={"rows": dg.MetadataValue.md(markdown_table(lost.select("question", "answer").head(20)))},
+    )
+
+
+@table_check("coverage")
+def sources_are_covered(coverage: Table) -> dg.AssetCheckResult:
+    """Every chunk, or unlabelled text, that was asked about has an example."""
+    asked = coverage.frame.filter(pl.col("n_asked") > 0)
+    bare = asked.filter(pl.col("n_examples") == 0)
+    reasons = coverage.frame["status"].value_counts(sort=True)
+    return dg.AssetCheckResult(
+        passed=bare.is_empty(),
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{bare.height} of {asked.height} that were asked about have no example" if bare.height else None,
+        metadata={"by_status": dg.MetadataValue.md(markdown_table(reasons))},
     )
 
 
@@ -184,5 +311,13 @@ def candidates_add_up(qa_candidates: Table, examples: Table, rejected_examples: 
     )
 
 
-assets: list[Any] = [qa_candidates, validate, split]
-checks = [candidates_add_up, benchmark_rows_are_located, no_leakage, training_set_is_not_empty, benchmark_is_not_empty]
+assets: list[Any] = [examine, generate, validate, split, teacher_calls]
+checks = [
+    teacher_is_good_enough,
+    candidates_add_up,
+    sources_are_covered,
+    benchmark_rows_are_located,
+    no_leakage,
+    training_set_is_not_empty,
+    benchmark_is_not_empty,
+]

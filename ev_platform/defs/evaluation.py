@@ -1,5 +1,6 @@
 """Assets and checks of the stage `evaluation`: answers of every system, and what they say."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,19 +11,19 @@ from ev_platform import engine, evaluation, prompting, retrieval
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, spec, table_check, tasks_partitions
 from ev_platform.evaluation.pages import write_report
-from ev_platform.evaluation.summary import summarise
+from ev_platform.evaluation.summary import deciding_metric, summarise
 from ev_platform.storage import Record, code_version
-from ev_platform.tasks import open_book_qa
-from ev_platform.tasks.types import get_task_type
+from ev_platform.tasks.types import TASK_TYPES, get_task_type
 
 GROUP = "evaluation"
-CODE = code_version(evaluation, engine, prompting, retrieval, open_book_qa)
+TYPES = [sys.modules[type(task_type).__module__] for task_type in TASK_TYPES.values()]
+CODE = code_version(evaluation, engine, prompting, retrieval, *TYPES)
 
 
 @dg.asset(
     partitions_def=tasks_partitions,
     code_version=CODE,
-    **spec("predictions", "Answers of base and tuned model, with and without retrieval, to the benchmark.", GROUP),
+    **spec("predictions", "Answers of base and tuned model, with and without passages, to the benchmark.", GROUP),
 )
 def predictions(
     context: dg.AssetExecutionContext,
@@ -35,6 +36,8 @@ def predictions(
 ) -> Iterator[dg.Output[Record]]:
     """Ask every system every question."""
     task = store.task(context.partition_key)
+    task_type = get_task_type(task.config.type)
+    instructions = task.instructions
     yield from build(
         context,
         store,
@@ -47,7 +50,7 @@ def predictions(
             "serving_model": serving_model,
         },
         config={
-            "description": task.description,
+            "instructions": instructions,
             "type": task.config.type,
             "retrieval": task.config.retrieval.model_dump(mode="json"),
             "evaluation": task.config.evaluation.model_dump(mode="json"),
@@ -61,8 +64,8 @@ def predictions(
                     name: (table.frame.item(0, "artifact_id"), engine.load_engine(table.artifact))
                     for name, table in (("base", base_serving_model), ("tuned", serving_model))
                 },
-                get_task_type(task.config.type),
-                task.description,
+                task_type,
+                instructions,
                 task.config,
                 chunk_vectors.frame,
             )
@@ -80,16 +83,21 @@ def eval_report(
 ) -> Iterator[dg.Output[Record]]:
     """Summarise the predictions and write the report."""
     task, opened = store.task(context.partition_key), store.store()
-    config = task.config.evaluation
+    config, task_type = task.config.evaluation, get_task_type(task.config.type)
     for output in build(
         context,
         store,
         ["eval_report"],
         inputs={"predictions": predictions},
-        config={"bootstrap": config.bootstrap, "seed": task.config.dataset.seed},
+        config={"bootstrap": config.bootstrap, "seed": task.config.dataset.seed, "type": task_type.name},
         code=CODE,
         compute=lambda: {
-            "eval_report": summarise(predictions.frame, resamples=config.bootstrap, seed=task.config.dataset.seed)
+            "eval_report": summarise(
+                predictions.frame,
+                resamples=config.bootstrap,
+                seed=task.config.dataset.seed,
+                is_labels=not task_type.has_corpus,
+            )
         },
     ):
         page, verdict = write_report(
@@ -107,14 +115,22 @@ def eval_report(
 
 @table_check("eval_report")
 def tuned_beats_base(eval_report: Table) -> dg.AssetCheckResult:
-    """With retrieval, tuned is better than base by token F1: the whole 95 % interval lies above zero."""
+    """Tuned is better than base on equal terms, by the task type's metric: the 95 % interval lies above zero."""
+    task_type = get_task_type(eval_report.record.config["type"])
+    metric = deciding_metric(task_type)
+    # On equal terms: both with passages where the type's last tuned system has them.
+    tuned, _, has_passages = [system for system in task_type.systems() if system[1] == "tuned"][-1]
+    (base,) = (name for name, model, passages in task_type.systems() if (model, passages) == ("base", has_passages))
     row = eval_report.frame.filter(
-        (pl.col("system") == "tuned_rag") & (pl.col("compared_to") == "base_rag") & (pl.col("metric") == "token_f1")
+        (pl.col("system") == tuned) & (pl.col("compared_to") == base) & (pl.col("metric") == metric)
     ).to_dicts()[0]
     return dg.AssetCheckResult(
         passed=row["low"] is not None and row["low"] > 0,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={key: row[key] for key in ("value", "low", "high", "n_rows") if row[key] is not None},
+        metadata={
+            "compared": f"{metric} of {tuned} with {base}",
+            **{key: row[key] for key in ("value", "low", "high", "n_rows") if row[key] is not None},
+        },
     )
 
 

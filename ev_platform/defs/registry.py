@@ -9,9 +9,11 @@ import polars as pl
 from ev_platform import registry
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, spec, tasks_partitions
+from ev_platform.evaluation.report import METRIC_NAMES
 from ev_platform.evaluation.statistics import verdict
-from ev_platform.evaluation.summary import token_f1_differences
+from ev_platform.evaluation.summary import deciding_metric, differences_of
 from ev_platform.storage import Record, code_version
+from ev_platform.tasks.types import get_task_type
 
 CODE = code_version(registry)
 
@@ -33,9 +35,12 @@ def registered_model(
 ) -> Iterator[dg.Output[Record]]:
     """Register the model; it becomes champion if the verdict is to ship it."""
     task, opened = context.partition_key, store.store()
-    settings = registry.serving_settings(store.task(task))
-    template = registry.template_fingerprint(serving_model.artifact)
-    judged = verdict(token_f1_differences(eval_report.frame))
+    folder = store.task(task)
+    task_type = get_task_type(folder.config.type)
+    metric = deciding_metric(task_type)
+    judged = verdict(differences_of(eval_report.frame, metric), METRIC_NAMES[metric])
+    settings = registry.serving_settings(folder, judged.verdict)
+    template = registry.template_fingerprint(serving_model.artifact, task_type)
     scores = eval_report.frame.filter(pl.col("compared_to").is_null())
     for output in build(
         context,

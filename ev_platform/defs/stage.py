@@ -132,7 +132,7 @@ def describe(table: str, frame: pl.DataFrame) -> dict[str, Any]:
             )
         )
         for system, metric, value in scores.select("system", "metric", "value").iter_rows():
-            if metric in ("token_f1", "rouge_l"):
+            if metric in ("token_f1", "rouge_l", "accuracy", "macro_f1"):
                 metadata[f"{system}/{metric}"] = value
     elif "n_tokens" in frame.columns and frame.height:
         metadata["n_tokens_mean"] = float(frame["n_tokens"].mean())  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from ev_platform.dataset.build import leaking_rows
+from ev_platform.dataset.overlap import find_overlaps
 from ev_platform.defs.resources import StoreResource, Table, WandbResource
 from ev_platform.defs.stage import build, outs, spec, table_check, tasks_partitions
 from ev_platform.errors import UserError
@@ -70,11 +70,12 @@ def train(
     def compute() -> dict[str, Any]:
         # The check of the same name stops a whole run; this stops a run that starts here.
         trained_on = pl.concat([training_set.frame, validation_set.frame])
-        leaks = leaking_rows(trained_on, benchmark.frame, chunks.frame)
+        leaks = find_overlaps(trained_on, benchmark.frame, chunks.frame, task.config.dataset)
         if leaks:
-            reason, question, tested = leaks[0]
+            first = leaks[0]
             raise UserError(
-                f"{len(leaks)} training rows meet a test row, such as {question!r} and {tested!r} ({reason}): "
+                f"{len(leaks)} training rows meet a test row, such as {first.training_question!r} and "
+                f"{first.test_question!r} ({first.reason}): "
                 "look at the check no_leakage of training_set, then materialize the stage dataset."
             )
         settings = {"recipe": recipe.model_dump(mode="json"), "training_set": training_set.fingerprint}

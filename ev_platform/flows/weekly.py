@@ -17,15 +17,15 @@ from ev_platform.settings import get_settings
 
 
 @task(name="materialize", task_run_name="{task_name}")
-def _materialize(task_name: str, stages: list[str], force: bool) -> RunResult:
+def _materialize(task_name: str, stages: list[str], force: bool, overrule: str) -> RunResult:
     from ev_platform.definitions import defs
 
-    return materialize(defs, get_settings().data_root, task_name, stages, force=force)
+    return materialize(defs, get_settings().data_root, task_name, stages, force=force, overrule=overrule)
 
 
 @flow(name="materialize-graph", validate_parameters=False)
 def materialize_graph(
-    task_name: str = "ev_charging", stages: list[str] | None = None, force: bool = False
+    task_name: str = "ev_charging", stages: list[str] | None = None, force: bool = False, overrule: str = ""
 ) -> RunResult:
     """Materialize the asset graph for one task.
 
@@ -33,8 +33,9 @@ def materialize_graph(
         task_name: Partition.
         stages: Asset groups; all of them by default.
         force: Compute also what has not changed.
+        overrule: Why the run goes on whatever the verdict on the teacher.
     """
-    result = _materialize(task_name, list(stages or STAGES), force)
+    result = _materialize(task_name, list(stages or STAGES), force, overrule)
     create_markdown_artifact(
         key="run-" + re.sub(r"[^a-z0-9]+", "-", task_name.lower()),
         markdown=f"Dagster run `{result.run_id}`\n\n"

@@ -50,7 +50,7 @@ def left_behind(workspace):
 def test_flow_with_one_stage_collects_and_leaves_no_process_behind(workspace):
     done = run(workspace, "-c", FLOW)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip().splitlines()[-1] == "RunResult ['raw_pages', 'raw_pdfs'] () ()"
+    assert done.stdout.strip().splitlines()[-1] == "RunResult ['raw_pages', 'raw_pdfs', 'raw_texts'] () ()"
     store = Store(workspace / "data")
     assert store.read("raw_pages", "tiny").height == 7
     assert store.current("documents", "tiny") is None

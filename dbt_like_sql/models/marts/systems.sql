@@ -3,6 +3,8 @@ SELECT
     task,
     system,
     max(value) FILTER (WHERE metric = 'exact_match') AS exact_match,
+    max(value) FILTER (WHERE metric = 'accuracy') AS accuracy,
+    max(value) FILTER (WHERE metric = 'macro_f1') AS macro_f1,
     max(value) FILTER (WHERE metric = 'token_f1') AS token_f1,
     max(value) FILTER (WHERE metric = 'rouge_l') AS rouge_l,
     max(value) FILTER (WHERE metric = 'bleu') AS bleu,
