@@ -75,6 +75,9 @@ def _print_agreement(reviews: pl.DataFrame, examples: pl.DataFrame) -> None:
             cells = ["" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row]
             table.add_row(*map(escape, cells))
         console.print(table)
+    n_lost = reviews["example_id"].n_unique() - figures["by_kind"]["n"].tail(1).sum()
+    if n_lost:
+        say(f"Reviewed, but not made any more, since their passage, text or teacher changed: {n_lost}")
 
 
 @dataset_app.command("estimate")
@@ -88,6 +91,7 @@ def estimate_cost(task: TaskOption = "ev_charging") -> None:
     from ev_platform.dataset.generate import plan_candidates
     from ev_platform.dataset.steps import read_task_rows, read_unlabelled
     from ev_platform.storage import Store
+    from ev_platform.tasks.types import get_task_type
     from ev_platform.teachers.ask import Budget, Ledger
     from ev_platform.teachers.estimate import estimate
     from ev_platform.teachers.language_model import LanguageModelTeacher
@@ -108,11 +112,19 @@ def estimate_cost(task: TaskOption = "ev_charging") -> None:
     chunks, documents, dropped = (
         store.read(table, chosen.name) for table in ("chunks", "clean_documents", "dropped_documents")
     )
+    if get_task_type(chosen.config.type).has_corpus and store.current("chunks", chosen.name) is None:
+        raise UserError(
+            f"The task {chosen.name} has no passages yet to ask about: run `ev-platform run --task {chosen.name} --stage "
+            "collect --stage corpus` first."
+        )
     plan = plan_candidates(chosen, rows, texts, chunks, documents, dropped, teacher.name)
     calls = [*teacher.plan_generation(plan.brief, plan.questions), *teacher.plan_labels(plan.brief, plan.texts)]
     said = estimate(calls, client, ledger, price, config)
     how = "in batches" if said.is_batch else "one by one"
     say(f"{said.n_calls} calls to write or label: {said.n_stored} are stored, {said.n_asked} will be asked {how}")
+    if said.n_interrupted:
+        say(f"Of the others, {said.n_interrupted} were left under way by an earlier run: batches of it are collected,")
+        say("single calls are asked again with teacher.resend_interrupted only, as they may be paid twice then")
     say(f"Tokens: {said.n_input_tokens} in, {said.n_output_tokens} out, by {said.output_basis}")
     say(f"Expected: {said.expected_usd:.4f} USD, at worst {said.worst_usd:.4f}")
     say(f"The cap of {said.cap_usd:g} USD pays for {said.n_within_cap} of them; examination and checks come on top")

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
             system's.
     """
 
-    model_config = SettingsConfigDict(env_prefix="EV_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="EV_", env_file=".env", env_ignore_empty=True, extra="ignore")
 
     data_dir: Path = Path("ev_data")
     tasks_dir: Path = Path("tasks")

@@ -158,6 +158,10 @@ def test_dataset_review_goes_out_and_comes_back_once(stored, tmp_path):
     second = call("dataset", "review-import", str(file))
     assert "there are 4 now" in second.output
     assert re.search(r"Ada\s*│ Grace\s*│ 2\s*│ 0\.00\s*│ 0\.00", second.output)
+    assert "not made any more" not in second.output
+    reviews = stored.read("reviews", "ev_charging")
+    stored.publish("reviews", "ev_charging", reviews.with_columns(pl.lit("exm_of_yesterday").alias("example_id")))
+    assert "not made any more, since their passage, text or teacher changed: 1" in call("dataset", "show").output
 
 
 @pytest.mark.parametrize(

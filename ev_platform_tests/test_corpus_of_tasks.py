@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from ev_platform.errors import UserError
+from ev_platform.records import Coverage, to_frame
 from ev_platform_tests.test_graph import Workspace
 from ev_platform_tests.tiny import BASE_URL, CONFIG, PAGES, write_tiny_model, write_tiny_task
 
@@ -87,3 +88,10 @@ def test_task_with_texts_of_its_own_beside_pages_counts_all_and_traces_each(work
     assert changed == ["task:tiny/unstructured.csv#row=2"] * 2
     for key in before.keys() & after.keys():
         assert after[key] == before[key]
+
+
+def test_coverage_of_texts_that_no_tokens_were_counted_of_is_described():
+    from ev_platform.defs.stage import describe
+
+    row = Coverage("txt_1", None, None, None, None, 1, 1, 0, 1, "covered", None)
+    assert describe("coverage", to_frame("coverage", [row])).keys() == {"preview"}

@@ -84,7 +84,8 @@ def render_card(dataset: Dataset) -> str:
     rows = pl.concat(traced_rows(dataset).values())
     sources, n_own = _sources(dataset)
     licences = sorted({source["licence"] for source in sources})
-    by_kind = agreement(dataset.table("reviews"), dataset.table("qa_candidates"))["by_kind"]
+    known = pl.concat([dataset.table("qa_candidates"), dataset.table("examples")])
+    by_kind = agreement(dataset.table("reviews"), known)["by_kind"]
     evaluation = dataset.table("teacher_evaluation").to_dicts()
     environment = Environment(  # noqa: S701 - Markdown; `cell` takes away what would break a table or be HTML
         loader=FileSystemLoader(Path(__file__).parent),

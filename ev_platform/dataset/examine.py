@@ -105,12 +105,18 @@ def examine_teacher(
         reason=verdict.reason,
         overruled_by=reason,
         is_blocking=verdict.stops and reason is None,
-        cost_usd=sum(answer.cost_usd for answer in answers),
+        cost_usd=_paid([*outcomes, *judgements.values()]),
     )
     return {
         "teacher_evaluation": to_frame("teacher_evaluation", [evaluation]),
         "teacher_answers": to_frame("teacher_answers", answers),
     }
+
+
+def _paid(outcomes: Sequence[Outcome[Any]]) -> float:
+    """Return what outcomes cost; equal questions share a call."""
+    calls = {outcome.call_id: outcome.cost_usd for outcome in outcomes}
+    return sum(calls.values())
 
 
 def spread_evenly(rows: Sequence[Any], n: int) -> list[Any]:

@@ -115,7 +115,7 @@ def export_dataset(
         if not any(n_rows.values()):
             raise UserError(f"No row of {task.name} fits the format {name}: {dict(_sum(left_out))}; choose another.")
         exported = Exported(out, n_rows, dict(_sum(left_out)))
-        _write_json(scratch / RECORD, _record(dataset, name, exported))
+        _write_json(scratch / RECORD, _record(dataset, name, exported) | {"files": _files_in(scratch)})
         if out.exists():
             out.rename(Path(beside) / "old")
         scratch.rename(out)
@@ -127,9 +127,22 @@ def _check_target(out: Path, *, force: bool) -> None:
         return
     if not force:
         raise UserError(f"{out} exists: name another folder, or replace it with --force.")
-    # Replacing removes what is there, so only a folder that an export made is.
-    if not out.is_dir() or not ((out / RECORD).is_file() or not any(out.iterdir())):
-        raise UserError(f"{out} is not the folder of an earlier export, so it is not replaced: name another one.")
+    # Replacing removes what is there, so nothing may be but what an export wrote.
+    known = _files_of(out / RECORD) if out.is_dir() else set()
+    other = next((file for file in _files_in(out) if file not in known), None) if out.is_dir() else out.name
+    if other is not None:
+        raise UserError(f"{out} is not replaced, since no export wrote {other}: name another folder, or move it away.")
+
+
+def _files_in(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
+
+
+def _files_of(record: Path) -> set[str]:
+    try:
+        return {RECORD, *json.loads(record.read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
 
 
 def _record(dataset: Dataset, name: str, exported: Exported) -> Row:

@@ -158,15 +158,6 @@ def prompt_rows(rows: Sequence[TaskRow]) -> list[list[Any]]:
     return [[getattr(row, field.name) for field in fields(row)] for row in rows]
 
 
-def has_unasked(generation_log: pl.DataFrame) -> bool:
-    """Return whether the provider failed at something, so that it is worth asking again.
-
-    What the cap kept from being asked waits for a higher cap, and what a killed run left for `resend_interrupted`: both
-    are for a person to decide.
-    """
-    return not generation_log.filter(pl.col("status") == "failed").is_empty()
-
-
 def _write_questions(
     plan: Plan, chunks: pl.DataFrame, config: DatasetConfig, teacher: Teacher
 ) -> tuple[dict[str, list[Example]], dict[str, GenerationOutcome]]:

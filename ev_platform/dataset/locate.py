@@ -91,14 +91,16 @@ def find_shared(texts: Sequence[str], others: Sequence[str]) -> dict[int, tuple[
     known, counts = shingle_texts(others)
     known, first = np.unique(known, return_index=True)
     owners = np.repeat(np.arange(len(others)), counts)[first]
-    found: dict[int, tuple[int, int, int]] = {}
     hashes, counts = shingle_texts(texts)
-    ends = np.cumsum(counts)
-    for n, (end, count) in enumerate(zip(ends.tolist(), counts.tolist(), strict=True)):
-        is_known = np.isin(known, hashes[end - count : end], assume_unique=True)
-        n_shared = int(is_known.sum())
-        if n_shared and n_shared >= min(MAX_SHARE * count, MAX_SHINGLES):
-            found[n] = int(np.bincount(owners[is_known]).argmax()), n_shared, count
+    places = np.minimum(np.searchsorted(known, hashes), max(0, len(known) - 1))
+    is_known = known[places] == hashes if len(known) else np.zeros(len(hashes), bool)
+    found: dict[int, tuple[int, int, int]] = {}
+    end = 0
+    for n, count in enumerate(counts.tolist()):
+        end += count
+        own = places[end - count : end][is_known[end - count : end]]
+        if len(own) and len(own) >= min(MAX_SHARE * count, MAX_SHINGLES):
+            found[n] = int(np.bincount(owners[own]).argmax()), len(own), count
     return found
 
 

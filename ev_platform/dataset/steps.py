@@ -156,3 +156,18 @@ def paid_calls(store: Store, tables: Iterable[pl.DataFrame]) -> pl.DataFrame:
     }
     path = ledger_path(store.root)
     return to_frame("teacher_calls", Ledger(path).calls(sorted(ids)) if ids and path.exists() else [])
+
+
+def has_news(store: Store, task: str, *tables: str) -> bool:
+    """Return whether asking again may change tables: the provider failed at a call, or another run has its reply now.
+
+    What the cap kept from being asked waits for a higher cap, and what a killed run left for `resend_interrupted`: both
+    are for a person to decide.
+    """
+    frames = [store.read(table, task) for table in tables]
+    told = [frame for frame in [*frames, store.read("teacher_calls", task)] if "status" in frame.columns]
+    left = {call_id for frame in told for call_id in frame.filter(pl.col("status") == "interrupted")["call_id"]}
+    return any(
+        status == "failed" or (status != "interrupted" and call_id in left)
+        for call_id, status in paid_calls(store, frames).select("call_id", "status").iter_rows()
+    )

@@ -8,7 +8,6 @@ import polars as pl
 
 from ev_platform import dataset, prompting, retrieval, tasks, teachers
 from ev_platform.dataset import steps
-from ev_platform.dataset.generate import has_unasked
 from ev_platform.dataset.overlap import Overlap, find_overlaps
 from ev_platform.dataset.splits import build_splits
 from ev_platform.dataset.steps import describe_task
@@ -57,7 +56,7 @@ def examine(
     dropped_documents: Table,
 ) -> Iterator[dg.Output[Record]]:
     """Let the teacher answer test rows before it is paid for more."""
-    task = store.task(context.partition_key)
+    task, opened = store.task(context.partition_key), store.store()
     yield from build(
         context,
         store,
@@ -66,9 +65,10 @@ def examine(
         config=describe_task(task, "teacher", "teacher_evaluation", "retrieval", "dataset")
         | {"overruled_by": config.overruled_by},
         code=CODE,
+        force=steps.has_news(opened, task.name, "teacher_answers"),
         compute=lambda: steps.examine(
             task,
-            store.store(),
+            opened,
             context.run_id,
             chunks.frame,
             chunk_vectors.frame,
@@ -108,7 +108,7 @@ def generate(
         inputs={"chunks": chunks, "clean_documents": clean_documents, "dropped_documents": dropped_documents},
         config=describe_task(task, "teacher", "dataset") | {"texts": steps.read_unlabelled(task)},
         code=CODE,
-        force=has_unasked(opened.read("generation_log", task.name)),
+        force=steps.has_news(opened, task.name, "generation_log"),
         compute=lambda: steps.generate(
             task, opened, context.run_id, chunks.frame, clean_documents.frame, dropped_documents.frame
         ),
@@ -146,6 +146,7 @@ def validate(
         inputs={"qa_candidates": qa_candidates, "generation_log": generation_log, "chunks": chunks},
         config=describe_task(task, "teacher", "dataset") | {"reviews": reviews.fingerprint if reviews else None},
         code=CODE,
+        force=steps.has_news(opened, task.name, "examples", "rejected_examples"),
         compute=lambda: steps.validate(
             task,
             opened,
@@ -225,6 +226,7 @@ def teacher_calls(
         inputs={table.record.table: table for table in named},
         config={},
         code=CODE,
+        force=True,  # the ledger may know more of a call than the tables that name it
         compute=lambda: {"teacher_calls": steps.paid_calls(store.store(), [table.frame for table in named])},
     )
 

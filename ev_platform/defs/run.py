@@ -63,7 +63,13 @@ def dagster_home(data_root: Path) -> Path:
 
 
 def materialize(
-    defs: dg.Definitions, data_root: Path, task: str, stages: Sequence[str] = STAGES, *, force: bool = False, overrule: str = ""
+    defs: dg.Definitions,
+    data_root: Path,
+    task: str,
+    stages: Sequence[str] = STAGES,
+    *,
+    force: bool = False,
+    overrule: str = "",
 ) -> RunResult:
     """Materialize the assets of some stages for one task, in this process.
 

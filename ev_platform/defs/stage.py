@@ -134,7 +134,7 @@ def describe(table: str, frame: pl.DataFrame) -> dict[str, Any]:
         for system, metric, value in scores.select("system", "metric", "value").iter_rows():
             if metric in ("token_f1", "rouge_l", "accuracy", "macro_f1"):
                 metadata[f"{system}/{metric}"] = value
-    elif "n_tokens" in frame.columns and frame.height:
+    elif "n_tokens" in frame.columns and frame["n_tokens"].count():  # texts to label have none
         metadata["n_tokens_mean"] = float(frame["n_tokens"].mean())  # type: ignore[arg-type]
     metadata["preview"] = dg.MetadataValue.md(markdown_table(frame.head(5)))
     return metadata

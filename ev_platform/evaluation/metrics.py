@@ -107,7 +107,8 @@ def score_labels(predictions: Sequence[str], labels: Sequence[str]) -> pl.DataFr
 
 def plain_label(text: str) -> str:
     """Return a label as it is compared: in lower case, without blanks, quotes and marks of a sentence around it."""
-    return " ".join(text.casefold().split()).strip(_AROUND_LABELS)
+    plain = " ".join(text.casefold().split())
+    return plain.strip(_AROUND_LABELS) or plain  # a label may be nothing but marks
 
 
 def macro_f1(predictions: Sequence[str], labels: Sequence[str]) -> float:

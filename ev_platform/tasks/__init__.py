@@ -156,7 +156,7 @@ class TeacherConfig(_Strict):
     base_url: HttpUrl | None = None
     recording: str | None = None
     price: Price | None = None
-    max_cost_usd: float = Field(default=5.0, gt=0)
+    max_cost_usd: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     use_batches: bool = True
     batch_size: int = Field(default=1000, ge=1, le=100_000)
     concurrency: int = Field(default=8, ge=1, le=256)

@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Sized
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,8 @@ __all__ = ["Answered", "Budget", "Ledger", "Pauses", "ask"]
 # others wait here.
 WINDOW = 8
 BATCHES_UNDER_WAY = 4
+# A Ctrl-C that arrives in the instant before a wait begins is only heard when it ends.
+LONGEST_WAIT_S = 1.0
 
 
 def ask(
@@ -115,6 +117,8 @@ class _Run:
             call, answer = self._held.popleft()
             if self._chunk and self._chunk[0].answer is answer:  # would wait for itself
                 self._send_chunk()
+            while not answer.done():
+                wait([answer], timeout=LONGEST_WAIT_S)
             yield answer.result()
             if (item := self._by_id.get(call.call_id)) is not None and item.answer is answer:
                 del self._by_id[call.call_id]

@@ -9,7 +9,6 @@ import asyncio
 import threading
 from concurrent.futures import Future
 
-
 # Less than any call costs.
 NOTHING_USD = 1e-12
 

@@ -8,13 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Protocol
 
 from pydantic import BaseModel
 
 from ev_platform.errors import UserError
 from ev_platform.storage import short_id
+
+
+@cache
+def shape_of(schema: type[BaseModel]) -> str:
+    """Return the JSON schema of a reply as text; making it costs as much as all the rest of a call."""
+    return json.dumps(schema.model_json_schema(), sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,7 @@ class Call:
     @cached_property
     def call_id(self) -> str:
         """Hash of all that determines the reply; equal calls are asked and paid once."""
-        shape = json.dumps(self.schema.model_json_schema(), sort_keys=True)
-        return short_id("call", self.model, self.system, self.prompt, shape, self.max_tokens)
+        return short_id("call", self.model, self.system, self.prompt, shape_of(self.schema), self.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)

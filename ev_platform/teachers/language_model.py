@@ -8,7 +8,6 @@ asked about (`dataset.sampling`).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -33,7 +32,7 @@ from ev_platform.teachers import (
     TextJob,
 )
 from ev_platform.teachers.ask import Answered, Budget, Ledger, ask
-from ev_platform.teachers.calls import Call, Client
+from ev_platform.teachers.calls import Call, Client, shape_of
 from ev_platform.teachers.replies import KINDS, REPLIES, label_reply, read_drafts, read_label
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -67,7 +66,7 @@ def _environment() -> Environment:
 def prompt_version(purpose: str) -> str:
     """Hash the template of a purpose, the rule on data that each one includes, and the form of the reply."""
     parts = [(PROMPTS / f"{name}.md").read_text(encoding="utf-8") for name in (purpose, "data_rule")]
-    parts.append(json.dumps(REPLIES[purpose].model_json_schema(), sort_keys=True))
+    parts.append(shape_of(REPLIES[purpose]))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 

@@ -6,7 +6,6 @@ What does not belong here: how much may be spent (`budget`) and what was spent (
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import re
 import unicodedata
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ev_platform.errors import UserError
 from ev_platform.tasks import Price, TeacherConfig, read_model
-from ev_platform.teachers.calls import Call, Usage
+from ev_platform.teachers.calls import Call, Usage, shape_of
 
 PRICES = Path(__file__).with_name("prices.yaml")
 
@@ -89,7 +88,7 @@ def most_input_tokens(call: Call) -> int:
     """
     text = call.system + call.prompt
     n_bytes = max(len(text.encode()), len(unicodedata.normalize("NFKC", text).encode()))
-    return n_bytes + len(json.dumps(call.schema.model_json_schema(), indent=1)) + OVERHEAD_TOKENS
+    return n_bytes + 2 * len(shape_of(call.schema)) + OVERHEAD_TOKENS
 
 
 def most_cost_of(price: Price, call: Call, *, is_batch: bool = False) -> float:

@@ -441,12 +441,25 @@ def test_export_never_overwrites_unless_forced(filled, task, tmp_path):
     assert json.loads((out / RECORD).read_text())["format"] == "instruction"
 
 
-def test_export_forced_upon_a_folder_that_is_no_export_removes_nothing(filled, task, tmp_path):
+@pytest.mark.parametrize("record", [None, '{"keep": 1}', "[]", "no JSON"])
+def test_export_forced_upon_a_folder_that_is_no_export_removes_nothing(filled, task, tmp_path, record):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is not the folder of an earlier export"):
+    if record is not None:
+        (tmp_path / "home" / RECORD).write_text(record)
+    with pytest.raises(UserError, match="since no export wrote"):
         export_dataset(filled, task, "chat", tmp_path / "home", force=True)
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
+
+
+def test_export_forced_upon_an_export_that_somebody_added_to_removes_nothing(filled, task, tmp_path):
+    out = tmp_path / "out"
+    export_dataset(filled, task, "hf", out)
+    (out / ".git").mkdir()
+    (out / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    with pytest.raises(UserError, match=r"since no export wrote \.git/HEAD: name another folder"):
+        export_dataset(filled, task, "hf", out, force=True)
+    assert (out / ".git" / "HEAD").exists() and (out / "README.md").exists()
 
 
 def test_export_that_fails_leaves_nothing_and_the_earlier_one(filled, task, tmp_path):

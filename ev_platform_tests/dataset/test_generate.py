@@ -5,7 +5,7 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from ev_platform.dataset.generate import has_unasked, make_brief, make_candidates, plan_candidates, prompt_rows
+from ev_platform.dataset.generate import make_brief, make_candidates, plan_candidates, prompt_rows
 from ev_platform.dataset.labelling import TEXTS_PER_LABEL
 from ev_platform.dataset.sampling import plan_questions, text_id
 from ev_platform.errors import UserError
@@ -529,20 +529,6 @@ def test_candidate_ids_differ_between_passages_and_repeat_between_runs(task, mak
     again, _, client = make(task(max_examples=40, max_per_chunk=1), chunks=moved, documents=documents)
     assert client.calls == []  # the passages are the same, whatever their chunks are called
     assert not set(again["example_id"]) & set(candidates["example_id"])
-
-
-def test_what_a_provider_failed_at_is_asked_again_and_a_refusal_is_not(task, make):
-    class Failing(Scripted):
-        def __init__(self, status):
-            super().__init__()
-            self.status = status
-
-        async def send(self, call):
-            return Reply(self.status, detail="no")
-
-    settings = {"max_examples": 1, "max_per_chunk": 1}
-    verdicts = [has_unasked(make(task(**settings), client=Failing(s), ledger=s)[1]) for s in ("failed", "refused")]
-    assert verdicts == [True, False]
 
 
 def test_every_field_of_a_row_is_part_of_what_candidates_depend_on():

@@ -4,7 +4,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from ev_platform.dataset.locate import Locator, cluster_contexts, locate_rows
+from ev_platform.dataset.locate import Locator, cluster_contexts, find_shared, locate_rows
 from ev_platform.records import Chunk, schema_of, to_frame
 from ev_platform.tasks.rows import TaskRow
 
@@ -185,3 +185,13 @@ def test_two_thousand_rows_are_located_among_three_thousand_chunks_in_seconds():
     found = locate_rows(rows, Locator(chunks, DOCUMENTS, NO_DROPPED))
     assert [example.chunk_id for example in found] == [f"chk_{n}" for n in range(2000)]
     assert time.perf_counter() - start < 5  # takes 0.4 s; to compare 6 million pairs of sets takes far longer
+
+
+def test_text_that_says_what_another_says_is_found_with_the_one_it_shares_most_with():
+    cable = "The longest cable that a station may have is 10 metres, and its cores are of copper."
+    roof = "A roof keeps rain and snow from the drivers who wait below it for their cars."
+    texts = [f"{roof} It is red.", "Nothing of the kind is said here about any of it at all.", "", cable[:40], cable]
+    found = find_shared(texts, ["", roof, cable, f"{cable} Again."])
+    assert {n: match[0] for n, match in found.items()} == {0: 1, 3: 2, 4: 2}
+    assert found[4][1] == found[4][2] == 13
+    assert find_shared(texts, []) == find_shared([], texts) == find_shared(texts, ["", "!"]) == {}

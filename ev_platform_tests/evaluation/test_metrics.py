@@ -152,6 +152,9 @@ def test_score_labels_compares_whole_labels_and_not_words():
         ("a", "A", 1.0),
         ("card arrival", "card_arrival", 0.0),
         ("refund because the card", "refund", 0.0),
+        ("!", "?", 0.0),  # without marks both would be empty
+        ("?", "?", 1.0),
+        ("", "?", 0.0),
     ]
     scores = score_labels([p for p, _, _ in cases], [r for _, r, _ in cases])
     assert scores["exact_match"].to_list() == [expected for _, _, expected in cases]

@@ -117,6 +117,7 @@ def check_folder(folder: Path, inbox: Path | None = None) -> Report:
         found += _judge_type(task, kind)
         found += _judge_setup(task)
         found += _judge_sources(task, kind, rows, inbox, n_texts=n_texts)
+        found += _judge_reach(task)
     if report.is_trainable:
         task_type = TASK_TYPES[kind]
         classes = descriptions
@@ -262,12 +263,31 @@ def _judge_sources(
                 yield Finding("sources", True, said, name, None, key)
 
 
-def _matches(folder: Path, pattern: str) -> bool:
-    anchor = Path(pattern).anchor  # empty for a relative glob
+def _judge_reach(task: Task) -> Iterator[Finding]:
+    """Tell what is read from outside the folder: whoever wrote it chose that, and a dataset may carry it away."""
+    config = task.config
+    named = [("config.yaml", f"files.{key}", path) for key, path in config.files if isinstance(path, str)]
+    named += [("config.yaml", "teacher.recording", path) for path in [config.teacher.recording] if path]
+    read = [(name, key, [(task.folder / path).resolve()]) for name, key, path in named]
+    if _holds(lambda: task.sources, "sources", "sources.yaml", []):
+        sources = task.sources
+        read += [("sources.yaml", "mirrors", [(task.folder / m.folder).resolve()]) for m in sources.mirrors]
+        for key, patterns in (("pdfs", sources.pdfs), ("texts", sources.texts)):
+            read += [("sources.yaml", key, _matches(task.folder, pattern)) for pattern in patterns]
+    for name, key, files in read:
+        outside = next((file for file in files if file.exists() and not file.is_relative_to(task.folder)), None)
+        if outside:
+            said = f"{task.folder / name}: {key} reads {outside}, outside the task's folder: see that this is meant."
+            yield Finding("outside", False, said, name, None, key)
+
+
+def _matches(folder: Path, pattern: str) -> list[Path]:
+    """Return what a path or a glob stands for, without links."""
+    anchor = Path(pattern).anchor  # empty for a relative one
     try:
-        return any((Path(anchor) if anchor else folder).glob(pattern.removeprefix(anchor)))
+        return [file.resolve() for file in (Path(anchor) if anchor else folder).glob(pattern.removeprefix(anchor))]
     except ValueError:  # empty, or ** beside other characters
-        return False
+        return []
 
 
 def _holds_pdf(folder: Path) -> bool:

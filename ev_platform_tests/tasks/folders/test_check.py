@@ -52,6 +52,21 @@ def test_check_of_a_sound_folder_finds_nothing(folder):
     assert [(s.file, s.n_rows, s.n_wrong) for s in report.files] == [("train.csv", 1, 0), ("test.csv", 1, 0)]
 
 
+def test_check_tells_what_is_read_from_outside_the_folder(found, folder):
+    secret, rows = folder.parent / "secret.md", folder.parent / "rows.csv"
+    secret.write_text("mine")
+    rows.write_text(TRAIN)
+    (folder / "link.md").symlink_to(secret)
+    (folder / "own.md").write_text("The pump hums.")
+    sources = "texts: ['own.md', 'link.md', '../*.md']\n"
+    said = "outside the task's folder: see that this is meant."
+    assert found({"sources.yaml": sources, "config.yaml": "files: {train: ../rows.csv}\n"}) == [
+        ("outside", False, f"config.yaml: files.train reads {rows}, {said}"),
+        ("outside", False, f"sources.yaml: texts reads {secret}, {said}"),
+        ("outside", False, f"sources.yaml: texts reads {secret}, {said}"),
+    ]
+
+
 def test_check_of_no_folder_says_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match=r"nowhere is not a folder: name a task folder, or make one with `ev-platform"):
         check_folder(tmp_path / "nowhere")
