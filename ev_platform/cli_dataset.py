@@ -114,8 +114,8 @@ def estimate_cost(task: TaskOption = "ev_charging") -> None:
     )
     if get_task_type(chosen.config.type).has_corpus and store.current("chunks", chosen.name) is None:
         raise UserError(
-            f"The task {chosen.name} has no passages yet to ask about: run `ev-platform run --task {chosen.name} --stage "
-            "collect --stage corpus` first."
+            f"The task {chosen.name} has no passages yet to ask about: run `ev-platform run --task {chosen.name} "
+            "--stage collect --stage corpus` first."
         )
     plan = plan_candidates(chosen, rows, texts, chunks, documents, dropped, teacher.name)
     calls = [*teacher.plan_generation(plan.brief, plan.questions), *teacher.plan_labels(plan.brief, plan.texts)]

@@ -205,3 +205,18 @@ def test_dataset_estimate_counts_the_calls_to_come_and_pays_nothing(own_folders)
     assert n_in > 5 * len(texts[0].split())
     assert f"Expected: {(n_in * 1 + n_out * 10) / 1e6:.4f} USD" in result.output
     assert "The cap of 1.5 USD pays for 5 of them" in result.output
+
+
+def test_dataset_estimate_before_there_are_passages_says_what_to_run(own_folders):
+    folder = own_folders / "tasks" / "asked"
+    folder.mkdir(parents=True)
+    (folder / "job_description.json").write_text(json.dumps({"task_description": "Answer questions about trams."}))
+    (folder / "config.yaml").write_text(
+        "teacher: {provider: openai_compatible, base_url: 'http://127.0.0.1:9', model: m, price: {input: 1, output: 1}}"
+    )
+    (folder / "sources.yaml").write_text("texts: ['*.md']\n")
+    (folder / "train.csv").write_text("question,answer\nWhat colour is a tram?,yellow\n")
+    (folder / "test.csv").write_text("question,answer\nHow many trams are there?,nine\n")
+    result = call("dataset", "estimate", "--task", "asked")
+    assert result.exit_code == 1
+    assert "run `ev-platform run --task asked --stage collect --stage corpus` first" in " ".join(result.stderr.split())

@@ -44,7 +44,8 @@ class BookTeacher:
 
     def label(self, brief, jobs):
         for job in jobs:
-            yield Outcome(job.source_id, "ok", Label(self.answers[job.text], 0.9), cost_usd=0.002, prompt_version="l1")
+            label, call_id = Label(self.answers[job.text], 0.9), f"call_{job.source_id}"
+            yield Outcome(job.source_id, "ok", label, call_id=call_id, cost_usd=0.002, prompt_version="l1")
 
     def judge(self, brief, jobs):
         for job in jobs:
@@ -111,6 +112,12 @@ def test_examine_answers_get_the_figures_of_the_metrics():
     assert json.loads(evaluation.scores)["rouge_l"] == pytest.approx(expected["rouge_l"].mean(), abs=1e-6)
     assert (evaluation.teacher, evaluation.prompt_version, evaluation.n_rows) == ("book", "v1", 2)
     assert evaluation.cost_usd == pytest.approx(0.02)
+
+
+def test_examine_rows_that_ask_the_same_share_a_call_and_its_cost_is_counted_once():
+    evaluation, answers = examine(tests_of(("Same?", "yes"), ("Same?", "no")), BookTeacher({"Same?": "yes"}))
+    assert [answer.call_id for answer in answers] == ["call_exm_Same?"] * 2
+    assert evaluation.cost_usd == 0.01
 
 
 def test_examine_several_accepted_answers_count_the_best_one():
