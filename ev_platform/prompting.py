@@ -11,6 +11,9 @@ from collections.abc import Sequence
 Messages = list[dict[str, str]]
 
 
+_QUESTION = "Question: "
+
+
 def passage_text(heading_path: str, text: str) -> str:
     """Return a chunk as a model and an index read it: its headings, then its text."""
     return f"{heading_path}\n{text}" if heading_path else text
@@ -30,5 +33,11 @@ def build_messages(description: str, question: str, contexts: Sequence[str]) -> 
     context = "".join(f"{passage}\n\n" for passage in contexts)
     return [
         {"role": "system", "content": description},
-        {"role": "user", "content": f"{context}Question: {question}"},
+        {"role": "user", "content": f"{context}{_QUESTION}{question}"},
     ]
+
+
+def split_input(text: str) -> tuple[str, str]:
+    """Return (passages, question) of a user message that `build_messages` made; an encoder reads them as two texts."""
+    passages, mark, question = text.rpartition(f"\n\n{_QUESTION}")
+    return (passages, question) if mark else ("", text.removeprefix(_QUESTION))

@@ -385,6 +385,8 @@ class TrainingStep:
     grad_norm: float | None
     tokens_seen: int | None
     elapsed_s: Annotated[float, VOLATILE]
+    tokens_per_second: Annotated[float | None, VOLATILE] = None
+    peak_memory_bytes: Annotated[int | None, VOLATILE] = None  # of the GPU, else of the process
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class TaskType(Protocol):
         allows_unanswerable: Whether a question whose passage does not hold the answer can be an example.
         answer_rule: What form an answer has, in one sentence that a teacher is told.
         primary_metric: Column of `predictions` that decides between systems.
+        heads: What a recipe may train for it (`Recipe.head`).
     """
 
     name: str
@@ -33,6 +34,7 @@ class TaskType(Protocol):
     allows_unanswerable: bool
     answer_rule: str
     primary_metric: str
+    heads: tuple[str, ...]
 
     def instructions(self, description: str, classes: Mapping[str, str]) -> str:
         """Return the system message: the task in words, with its classes where it has any."""

@@ -181,6 +181,7 @@ def test_killed_in_the_middle_and_run_again_asks_nothing_twice(serve, module_pat
     assert victim.wait() == -9
     n_before = server.stats()["n_answered"]
     assert n_before < 60  # of those that generate
+    assert server.stats()["most_under_way"] == 8
     again = paid.make_dataset(task, tmp_path / "data", "again")
     statuses, stats = reasons_of(again), server.stats()
     print(
@@ -188,7 +189,7 @@ def test_killed_in_the_middle_and_run_again_asks_nothing_twice(serve, module_pat
     )
     print(f" of {stats['n_contents']} contents, {stats['n_repeated']} paid twice")
     assert stats["n_requests"] == stats["n_contents"] and stats["n_repeated"] == 0
-    assert stats["most_under_way"] == 8
+    assert stats["most_under_way"] <= 16  # the server may still be at work for the killed one
     assert 0 < statuses["interrupted"] <= 8  # what was under way
     lost = again["coverage"].filter(pl.col("status") == "interrupted")["source_id"].to_list()
     assert not again["qa_candidates"].filter(pl.col("chunk_id").is_in(lost)).height

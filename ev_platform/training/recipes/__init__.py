@@ -13,7 +13,15 @@ from ev_platform.tasks import Task, read_model
 FOLDER = Path(__file__).parent
 
 
-class Lora(BaseModel):
+Method = Literal["lora", "qlora", "full"]
+Head = Literal["causal", "extractive", "classification"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(_Strict):
     """Low-rank adaptation (Hu et al. 2021).
 
     Attributes:
@@ -23,15 +31,17 @@ class Lora(BaseModel):
         target_modules: `all-linear`, or names of layers.
         last_layers: Adapt only this many of the topmost blocks; needs `target_modules` by name. No gradient flows
             below them, which saves up to half of the backward pass.
+        use_rslora: Multiply by alpha / sqrt(r) instead (Kalajdzievski 2023).
+        use_dora: Train the weights' magnitudes too (Liu et al. 2024); slower.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     r: int = Field(ge=1, le=512)
     alpha: int = Field(ge=1)
     dropout: float = Field(ge=0, lt=1)
     target_modules: Literal["all-linear"] | tuple[str, ...]
     last_layers: int | None = Field(default=None, ge=1)
+    use_rslora: bool = False
+    use_dora: bool = False
 
     @model_validator(mode="after")
     def _names_for_layers(self) -> Lora:
@@ -40,36 +50,86 @@ class Lora(BaseModel):
         return self
 
 
-class Recipe(BaseModel):
-    """How an adapter is trained.
+class Spans(_Strict):
+    """How the head `extractive` reads passages that are longer than `max_length` and chooses spans.
 
     Attributes:
-        base_model: `bundled:smollm2-135m-instruct`, a model directory, or `owner/name` on the model hub.
-        method: `lora`, or `qlora` (base weights in 4-bit NF4 with double quantisation; Dettmers et al. 2023).
-        lora: The adapter.
+        stride: Tokens that two neighbouring windows of one passage share.
+        max_answer_tokens: Longest span.
+    """
+
+    stride: int = Field(default=128, ge=0)
+    max_answer_tokens: int = Field(default=30, ge=1)
+
+
+class Recipe(_Strict):
+    """How a model is trained.
+
+    Attributes:
+        base_model: `bundled:smollm2-135m-instruct`, `bundled:all-minilm-l6-v2`, a model directory, or `owner/name` on
+            the model hub.
+        head: `causal` writes the answer; `extractive` (span of a passage) and `classification` (one of the task's
+            classes) put a head on an encoder. The task's type says which of them can be had.
+        method: `lora`, `qlora` (base weights in 4-bit NF4 with double quantisation; Dettmers et al. 2023), or `full`
+            (all weights are trained; there is no adapter).
+        lora: The adapter; None for `full`.
         learning_rate: Peak.
         scheduler: Shape after the warm-up.
         warmup_ratio: Share of the steps.
+        weight_decay: Of AdamW.
+        max_grad_norm: Gradients are scaled down to this norm.
+        optimizer: `paged_adamw_8bit` keeps its state in 8 bits and pages it out of a GPU that is full (bitsandbytes).
         epochs: Passes over the training set.
         max_steps: Ends earlier; None for all epochs.
-        batch_size: Rows a step.
-        max_length: Rows with more tokens are left out and counted.
+        batch_size: Rows that go through the model at once.
+        gradient_accumulation: Batches a step.
+        batching: `length_grouped` puts rows of like length into one batch; `packed` joins rows up to `max_length`.
+        max_length: Rows with more tokens are left out and counted; the head `extractive` reads them in windows.
+        gradient_checkpointing: Compute activations again in the backward pass: less memory, about a third slower.
+        eval_steps: Steps between two looks at the validation set; None: once an epoch.
+        early_stopping: Looks without a better validation loss after which training ends with the best weights; None:
+            never.
+        save_steps: Steps between two checkpoints, from which a killed run goes on.
+        spans: Of the head `extractive`.
         seed: Of initial weights, order and dropout.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     base_model: str = Field(min_length=1)
-    method: Literal["lora", "qlora"]
-    lora: Lora
+    head: Head = "causal"
+    method: Method
+    lora: Lora | None = None
     learning_rate: float = Field(gt=0, lt=1)
     scheduler: Literal["cosine", "linear", "constant_with_warmup"]
     warmup_ratio: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    optimizer: Literal["adamw_torch", "paged_adamw_8bit"] = "adamw_torch"
     epochs: float = Field(gt=0)
     max_steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1)
+    batching: Literal["length_grouped", "packed"] = "length_grouped"
     max_length: int = Field(ge=32)
-    seed: int
+    gradient_checkpointing: bool = False
+    eval_steps: int | None = Field(default=None, ge=1)
+    early_stopping: int | None = Field(default=None, ge=1)
+    save_steps: int = Field(default=100, ge=1)
+    spans: Spans = Spans()
+    seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        if self.method == "full" and self.lora is not None:
+            raise ValueError("method full trains all weights: remove lora, or set method to lora or qlora")
+        if self.method != "full" and self.lora is None:
+            raise ValueError(f"method {self.method} needs lora: give r, alpha, dropout and target_modules")
+        if self.method == "qlora" and self.head != "causal":
+            raise ValueError(f"the head {self.head} sits on a small encoder, which 4 bits would not help: use lora or full")
+        if self.head != "causal" and self.batching == "packed":
+            raise ValueError(f"the head {self.head} reads one row at a time: use batching length_grouped")
+        if self.head == "extractive" and self.spans.stride >= self.max_length // 2:
+            raise ValueError(f"spans.stride {self.spans.stride} must be below half of max_length {self.max_length}")
+        return self
 
 
 def load_recipe(task: Task) -> Recipe:
