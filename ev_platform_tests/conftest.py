@@ -5,6 +5,8 @@ from pathlib import Path
 
 # Two torch threads that spin beside another busy process slow each other down many times over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores are at work already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import polars as pl
 import pytest
