@@ -119,7 +119,8 @@ def tuned_beats_base(eval_report: Table) -> dg.AssetCheckResult:
     task_type = get_task_type(eval_report.record.config["type"])
     metric = deciding_metric(task_type)
     # On equal terms: both with passages where the type's last tuned system has them.
-    tuned, _, has_passages = [system for system in task_type.systems() if system[1] == "tuned"][-1]
+    took_part = set(eval_report.frame["system"])
+    tuned, _, has_passages = [s for s in task_type.systems() if s[1] == "tuned" and s[0] in took_part][-1]
     (base,) = (name for name, model, passages in task_type.systems() if (model, passages) == ("base", has_passages))
     row = eval_report.frame.filter(
         (pl.col("system") == tuned) & (pl.col("compared_to") == base) & (pl.col("metric") == metric)

@@ -50,11 +50,15 @@ def predict(
         The `predictions` table: rows of the benchmark in order, systems in the task type's order.
 
     Raises:
-        UserError: If a question needs passages and there is nothing to search.
+        UserError: If a question needs passages and there is nothing to search; a type that is trained without passages
+            is then asked without.
     """
     rows = _spread(list(benchmark.iter_rows(named=True)), config.evaluation.max_rows)
     passages = {c["chunk_id"]: passage_text(c["heading_path"], c["text"]) for c in chunks.iter_rows(named=True)}
-    has_retrieval = any(retrieves for _, _, retrieves in task_type.systems())
+    systems = task_type.systems()
+    if chunks.is_empty() and not task_type.trains_with_passages and not all(row["context"] for row in rows):
+        systems = tuple(system for system in systems if not system[2])  # there is nothing to search, and no need to
+    has_retrieval = any(retrieves for _, _, retrieves in systems)
     asked = [row["question"] for row in rows if has_retrieval and not row["context"]]
     found: dict[str, list[str]] = {}
     if asked:
@@ -63,7 +67,7 @@ def predict(
         found = {question: [hit.chunk_id for hit in best] for question, best in zip(asked, hits, strict=True)}
     answers: list[dict[str, Any]] = []
     for row in tqdm(rows, desc="evaluate", unit="row", disable=None):
-        for system, model, retrieves in task_type.systems():
+        for system, model, retrieves in systems:
             model_id, engine = engines[model]
             is_own = retrieves and bool(row["context"])
             context_ids = found[row["question"]] if retrieves and not is_own else []

@@ -59,7 +59,7 @@ def run(rows, task_type, chunks=CHUNKS, engine=None, config=CONFIG):
     engines = {"base": ("base_1", engine), "tuned": ("tuned_1", engine)}
     frame = predict(to_frame("benchmark", rows), chunks, engines, kind, "Be brief.", config)
     assert frame.schema == schema_of("predictions")
-    systems = [name for name, _, _ in kind.systems()]
+    systems = [name for name, _, _ in kind.systems() if name in set(frame["system"])]
     assert frame["system"].to_list() == systems * (frame.height // len(systems))
     return frame, dict(zip(frame.select("example_id", "system").iter_rows(), engine.prompts, strict=True))
 
@@ -101,6 +101,11 @@ def test_predict_rows_that_all_bring_contexts_need_no_corpus():
 def test_predict_question_without_context_and_without_corpus_is_told():
     with pytest.raises(UserError, match="There is nothing to search: the table chunks is empty"):
         run([row(1, QUESTION, "220 ohm")], "open_book_qa", NO_CHUNKS)
+
+
+def test_predict_closed_book_without_a_corpus_is_asked_without_passages():
+    frame, _ = run([row(1, QUESTION, "220 ohm")], "closed_book_qa", NO_CHUNKS)
+    assert frame["system"].to_list() == ["base", "tuned"]
 
 
 def test_predict_any_accepted_answer_counts():
