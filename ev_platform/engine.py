@@ -1,8 +1,10 @@
-"""Text generation, the same in evaluation and in serving.
+"""Answers to prompts, the same in evaluation and in serving.
 
 `CTranslate2Engine` runs the int8 export on the CPU (about 3.5 times transformers' tokens per second there);
 `TransformersEngine` runs any model directory that CTranslate2 cannot convert. Both render prompts with the chat
 template that is saved in the model's own folder.
+
+What does not belong here: encoders, which write no text (`encoder`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any, Protocol
 
 from ev_platform.errors import UserError
 from ev_platform.prompting import Messages
+from ev_platform.training.base import architecture_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ class CTranslate2Engine(_Base):
         import ctranslate2
 
         encoded = [self._encode(prompt) for prompt in prompts]
-        _check_window(encoded, max_new_tokens, self.window)
+        check_window(max(map(len, encoded), default=0), max_new_tokens, self.window)
         if temperature > 0:
             ctranslate2.set_random_seed(seed)
         started = time.perf_counter()
@@ -144,7 +147,7 @@ class TransformersEngine(_Base):
         import torch
 
         encoded = [self._encode(prompt) for prompt in prompts]
-        _check_window(encoded, max_new_tokens, self.window)
+        check_window(max(map(len, encoded), default=0), max_new_tokens, self.window)
         torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         completions = []
@@ -169,8 +172,12 @@ def _read_window(folder: Path) -> int:
     return int((folder / "window.txt").read_text())
 
 
-def _check_window(encoded: list[list[int]], max_new_tokens: int, window: int) -> None:
-    longest = max(map(len, encoded), default=0)
+def check_window(longest: int, max_new_tokens: int, window: int) -> None:
+    """Check that a call's longest prompt leaves room for the answer.
+
+    Raises:
+        UserError: If it does not.
+    """
     if longest + max_new_tokens > window:
         raise UserError(
             f"A prompt of {longest} tokens and {max_new_tokens} for the answer exceed the model's window of "
@@ -179,5 +186,11 @@ def _check_window(encoded: list[list[int]], max_new_tokens: int, window: int) ->
 
 
 def load_engine(folder: Path) -> Engine:
-    """Load what lies in a serving folder: a CTranslate2 export (`model.bin`), else a transformers model."""
-    return CTranslate2Engine(folder) if (folder / "model.bin").exists() else TransformersEngine(folder)
+    """Load what lies in a serving folder: a CTranslate2 export (`model.bin`), an encoder's head, or a causal model."""
+    from ev_platform.encoder import HEADS, EncoderEngine
+
+    if (folder / "model.bin").exists():
+        return CTranslate2Engine(folder)
+    if (architecture_of(folder) or "").endswith(HEADS):
+        return EncoderEngine(folder)
+    return TransformersEngine(folder)

@@ -373,6 +373,20 @@ class ModelArtifact:
 
 
 @dataclass(frozen=True, slots=True)
+class SweepTrial:
+    """What came of one recipe that was tried (`sweep_trials`)."""
+
+    trial: int  # from 1 on, in the order of the grid
+    overrides: str  # JSON: dotted key of the recipe to its value
+    validation_loss: float | None
+    n_steps: int | None
+    train_seconds: Annotated[float | None, VOLATILE]
+    status: str  # "finished" or "failed"
+    reason: str | None  # why it failed
+    is_chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingStep:
     """One logged optimiser step (`training_log`)."""
 
@@ -469,6 +483,7 @@ TABLES: dict[str, type] = {
     "validation_set": DatasetRow,
     "benchmark": DatasetRow,
     "base_model": ModelArtifact,
+    "sweep_trials": SweepTrial,
     "adapter": ModelArtifact,
     "training_log": TrainingStep,
     "merged_model": ModelArtifact,

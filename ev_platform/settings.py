@@ -21,6 +21,7 @@ class Settings(BaseSettings):
         tasks_dir: Folder of task folders; each becomes a partition beside the embedded example.
         user_agent: Sent with every request of the crawler.
         workers: Processes that read pages and PDFs; by default one for each processor.
+        train_workers: Workers that share the batches of a training run; 1 trains in this process, without Ray.
         wandb_api_key: Weights & Biases key; without one, runs are tracked offline below `data_dir`.
         anthropic_api_key: Key of the `anthropic` teacher.
         anthropic_base_url: Of its API; the provider's own where None.
@@ -38,6 +39,7 @@ class Settings(BaseSettings):
     tasks_dir: Path = Path("tasks")
     user_agent: str = "ev-platform/0.1 (research crawler; set EV_USER_AGENT to name yourself)"
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    train_workers: int = Field(default=1, ge=1)
     wandb_api_key: SecretStr | None = Field(default=None, validation_alias="WANDB_API_KEY")
     anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
     anthropic_base_url: str | None = Field(default=None, validation_alias="ANTHROPIC_BASE_URL")

@@ -3,7 +3,7 @@ import pytest
 from ev_platform.engine import CTranslate2Engine, TransformersEngine
 from ev_platform.errors import UserError
 from ev_platform.training.export import export_serving_model
-from ev_platform_tests.tiny import write_tiny_model
+from ev_platform_tests.tiny import tiny_recipe, write_tiny_model
 
 PROMPTS = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in ("Which plug?", "Wie lang?")]
 
@@ -12,7 +12,7 @@ def load(kind, model, folder):
     if kind == "transformers":
         return TransformersEngine(model)
     folder.mkdir()
-    assert export_serving_model(model, folder) == "ctranslate2-int8"
+    assert export_serving_model(model, folder, tiny_recipe(), (), "") == "ctranslate2-int8"
     return CTranslate2Engine(folder)
 
 

@@ -135,3 +135,22 @@ class WandbResource(dg.ConfigurableResource):
                 yield run
             finally:
                 run.finish()
+
+
+def track_artifacts(run: Any, task: str, fingerprints: dict[str, str], adapter: Path) -> None:
+    """Name an adapter to Weights & Biases, by reference, and what it was trained on; no file is copied or sent.
+
+    Args:
+        run: What `WandbResource.run` yields.
+        task: Name of the task.
+        fingerprints: Of the tables it was trained on, by name.
+        adapter: Its folder.
+    """
+    import wandb
+
+    for table, fingerprint in fingerprints.items():
+        if not run.offline:  # what is used must be looked up at the server
+            run.use_artifact(wandb.Artifact(f"{task}.{table}", "dataset", metadata={"fingerprint": fingerprint}))
+    made = wandb.Artifact(f"{task}.adapter", "model", metadata={"artifact_id": adapter.name, **fingerprints})
+    made.add_reference(f"file://{adapter}")
+    run.log_artifact(made)

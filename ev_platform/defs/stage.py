@@ -123,7 +123,7 @@ def describe(table: str, frame: pl.DataFrame) -> dict[str, Any]:
             )
             metadata[f"by_{column}"] = dg.MetadataValue.md(markdown_table(counts))
     if table == "training_log":
-        metadata["loss_curve"] = dg.MetadataValue.md(loss_plot(frame))
+        metadata["curves"] = dg.MetadataValue.md(training_plot(frame))
     elif table == "eval_report":
         scores = frame.filter(pl.col("compared_to").is_null())
         metadata["systems"] = dg.MetadataValue.md(
@@ -152,16 +152,23 @@ def markdown_table(frame: pl.DataFrame, width: int = 60) -> str:
     return "\n".join([head, rule, *("| " + " | ".join(map(cell, row)) + " |" for row in frame.iter_rows())])
 
 
-def loss_plot(log: pl.DataFrame) -> str:
-    """Return a Markdown image of the training and validation loss over the steps."""
+def training_plot(log: pl.DataFrame) -> str:
+    """Return a Markdown image of a run: losses, learning rate, gradient norm and speed over the steps."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for column, style in (("loss", "-"), ("validation_loss", "o--")):
-        points = log.drop_nulls(column)
-        axes.plot(points["step"].to_list(), points[column].to_list(), style, label=column.replace("_", " "))
-    axes.set(xlabel="step", ylabel="loss per answer token")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return markdown_image(figure, "loss")
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    panels = (
+        ("loss per answer token", {"loss": "-", "validation_loss": "o--"}),
+        ("learning rate", {"learning_rate": "-"}),
+        ("gradient norm", {"grad_norm": "-"}),
+        ("tokens per second", {"tokens_per_second": "-"}),
+    )
+    for axes, (name, columns) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for column, style in columns.items():
+            points = log.drop_nulls(column)
+            axes.plot(points["step"].to_list(), points[column].to_list(), style, label=column.replace("_", " "))
+        axes.set(xlabel="step", ylabel=name)
+        axes.grid(alpha=0.3)
+        if len(columns) > 1:
+            axes.legend()
+    return markdown_image(figure, "training")

@@ -1,25 +1,40 @@
 """Assets and checks of the stage `training`: base model, adapter, merged model, serving export."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
 from ev_platform.dataset.overlap import find_overlaps
-from ev_platform.defs.resources import StoreResource, Table, WandbResource
+from ev_platform.defs.resources import StoreResource, Table, WandbResource, track_artifacts
 from ev_platform.defs.stage import build, outs, spec, table_check, tasks_partitions
 from ev_platform.errors import UserError
+from ev_platform.settings import get_settings
 from ev_platform.storage import Record, code_version
-from ev_platform.training import artifacts, base, export, recipes, sft
+from ev_platform.tasks import Task
+from ev_platform.training import artifacts, base, causal, export, heads, loop, order, parity, recipes
+from ev_platform.training.artifacts import Answers
 from ev_platform.training.base import base_model_identity
-from ev_platform.training.recipes import load_recipe
+from ev_platform.training.distributed import train_distributed
+from ev_platform.training.recipes import Recipe, load_recipe
+from ev_platform.training.sweep import chosen_recipe, plan_trials
+from ev_platform.training.train import train as train_here
 
 GROUP = "training"
 CODE_BASE = code_version(base)
-CODE_TRAIN = code_version(sft, recipes)
+CODE_TRAIN = code_version(causal, heads, loop, order, recipes)
 CODE_EXPORT = code_version(export)
+CODE_SERVING = code_version(export, parity)
+MIN_AGREEMENT = 0.9
+
+
+def answers_of(task: Task) -> Answers:
+    """Return what a head must know of a task."""
+    return Answers(tuple(task.classes), task.config.no_answer)
 
 
 @dg.asset(
@@ -41,6 +56,52 @@ def base_model(context: dg.AssetExecutionContext, store: StoreResource) -> Itera
     )
 
 
+def _trainer() -> Any:
+    """Return what runs a job on this machine: in this process, or on `EV_TRAIN_WORKERS` workers."""
+    workers = get_settings().train_workers
+    return partial(train_distributed, n_workers=workers) if workers > 1 else train_here
+
+
+@dg.asset(
+    partitions_def=tasks_partitions,
+    code_version=CODE_TRAIN,
+    **spec(
+        "sweep_trials", "Recipes that config.yaml's `sweep` tried, and which of them the validation set chose.", GROUP
+    ),
+)
+def sweep_trials(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    base_model: Table,
+    training_set: Table,
+    validation_set: Table,
+) -> Iterator[dg.Output[Record]]:
+    """Search hyper-parameters; empty where the task names none to try."""
+    task = store.task(context.partition_key)
+    trials, answers = plan_trials(task), answers_of(task)
+    fingerprints = {"training_set": training_set.fingerprint, "validation_set": validation_set.fingerprint}
+    yield from build(
+        context,
+        store,
+        ["sweep_trials"],
+        inputs={"base_model": base_model, "training_set": training_set, "validation_set": validation_set}
+        if trials
+        else {},
+        config={"trials": [trial.recipe.model_dump(mode="json") for trial in trials], **dataclasses.asdict(answers)},
+        code=CODE_TRAIN,
+        compute=lambda: artifacts.build_sweep(
+            store.store(),
+            trials,
+            answers,
+            base_model.frame,
+            training_set.frame,
+            validation_set.frame,
+            {**fingerprints, "code": CODE_TRAIN},
+            _trainer(),
+        ),
+    )
+
+
 @dg.multi_asset(
     outs=outs(
         GROUP,
@@ -58,6 +119,7 @@ def train(
     store: StoreResource,
     wandb: WandbResource,
     base_model: Table,
+    sweep_trials: Table,
     training_set: Table,
     validation_set: Table,
     benchmark: Table,
@@ -65,7 +127,7 @@ def train(
 ) -> Iterator[dg.Output[Record]]:
     """Fine-tune, tracked by Weights & Biases."""
     task = store.task(context.partition_key)
-    recipe = load_recipe(task)
+    recipe, answers = chosen_recipe(load_recipe(task), sweep_trials.frame), answers_of(task)
 
     def compute() -> dict[str, Any]:
         # The check of the same name stops a whole run; this stops a run that starts here.
@@ -78,24 +140,31 @@ def train(
                 f"{first.test_question!r} ({first.reason}): "
                 "look at the check no_leakage of training_set, then materialize the stage dataset."
             )
-        settings = {"recipe": recipe.model_dump(mode="json"), "training_set": training_set.fingerprint}
+        fingerprints = {"training_set": training_set.fingerprint, "validation_set": validation_set.fingerprint}
+        settings = {"recipe": recipe.model_dump(mode="json"), **fingerprints}
+        opened = store.store()
         with wandb.run(project="ev-platform", group=task.name, config=settings) as run:
-            return artifacts.build_adapter(
-                store.store(),
+            tables = artifacts.build_adapter(
+                opened,
                 recipe,
+                answers,
                 base_model.frame,
                 training_set.frame,
                 validation_set.frame,
-                training_set.fingerprint,
+                fingerprints,
+                CODE_TRAIN,
                 log=lambda metrics, step: run.log(metrics, step=step),
+                train=_trainer(),
             )
+            track_artifacts(run, task.name, fingerprints, opened.root / tables["adapter"].item(0, "path"))
+            return tables
 
     yield from build(
         context,
         store,
         ["adapter", "training_log"],
         inputs={"base_model": base_model, "training_set": training_set, "validation_set": validation_set},
-        config=recipe.model_dump(mode="json"),
+        config={"recipe": recipe.model_dump(mode="json"), **dataclasses.asdict(answers)},
         code=CODE_TRAIN,
         compute=compute,
     )
@@ -109,8 +178,8 @@ def train(
 def merged_model(
     context: dg.AssetExecutionContext, store: StoreResource, base_model: Table, adapter: Table
 ) -> Iterator[dg.Output[Record]]:
-    """Merge."""
-    recipe = load_recipe(store.task(context.partition_key))
+    """Merge; a fully trained model is taken as it is."""
+    recipe = Recipe.model_validate_json(adapter.frame.item(0, "recipe"))
     yield from build(
         context,
         store,
@@ -124,39 +193,60 @@ def merged_model(
     )
 
 
-def _serving_asset(table: str, source: str, description: str) -> Any:
-    @dg.asset(
-        name=table,
-        ins={"model": dg.AssetIn(source)},
-        partitions_def=tasks_partitions,
-        code_version=CODE_EXPORT,
-        **spec(table, description, GROUP),
+def _serve(
+    context: dg.AssetExecutionContext, store: StoreResource, table: str, source: str, model: Table, shown: Table | None
+) -> Iterator[dg.Output[Record]]:
+    task = store.task(context.partition_key)
+    recipe, answers = load_recipe(task), answers_of(task)
+    yield from build(
+        context,
+        store,
+        [table],
+        inputs={source: model} | ({"validation_set": shown} if shown else {}),
+        config=artifacts.head_identity(recipe, answers),
+        code=CODE_SERVING,
+        compute=lambda: {
+            table: artifacts.build_serving_model(
+                store.store(), recipe, answers, table, model.frame, shown.frame if shown else None
+            )
+        },
     )
-    def serving_asset(
-        context: dg.AssetExecutionContext, store: StoreResource, model: Table
-    ) -> Iterator[dg.Output[Record]]:
-        recipe = load_recipe(store.task(context.partition_key))
-        yield from build(
-            context,
-            store,
-            [table],
-            inputs={source: model},
-            config={},
-            code=CODE_EXPORT,
-            compute=lambda: {table: artifacts.build_serving_model(store.store(), recipe, table, model.frame)},
-        )
-
-    return serving_asset
 
 
-serving_model = _serving_asset(
-    "serving_model",
-    "merged_model",
-    "The tuned model as the engine loads it: CTranslate2 int8 where it can be converted.",
+@dg.asset(
+    partitions_def=tasks_partitions,
+    code_version=CODE_SERVING,
+    **spec(
+        "serving_model", "The tuned model as the engine loads it: CTranslate2 int8 where it can be converted.", GROUP
+    ),
 )
-base_serving_model = _serving_asset(
-    "base_serving_model", "base_model", "The base model in the same form, so that both are compared on equal terms."
+def serving_model(
+    context: dg.AssetExecutionContext, store: StoreResource, merged_model: Table, validation_set: Table
+) -> Iterator[dg.Output[Record]]:
+    """Export, and compare the export with the merged model on the questions of the validation set."""
+    yield from _serve(context, store, "serving_model", "merged_model", merged_model, validation_set)
+
+
+@dg.asset(
+    partitions_def=tasks_partitions,
+    code_version=CODE_SERVING,
+    **spec("base_serving_model", "The base model in the same form, so that both are compared on equal terms.", GROUP),
 )
+def base_serving_model(
+    context: dg.AssetExecutionContext, store: StoreResource, base_model: Table
+) -> Iterator[dg.Output[Record]]:
+    """Export the model before training; an encoder gets the head it began with."""
+    yield from _serve(context, store, "base_serving_model", "base_model", base_model, None)
+
+
+@table_check("serving_model")
+def export_agrees(serving_model: Table) -> dg.AssetCheckResult:
+    """The export begins its answers as the merged model does, on at least nine questions of ten."""
+    figures = json.loads(serving_model.frame.item(0, "metrics"))
+    rate = figures.get("agreement")
+    return dg.AssetCheckResult(
+        passed=rate is None or rate >= MIN_AGREEMENT, severity=dg.AssetCheckSeverity.WARN, metadata=figures
+    )
 
 
 @table_check("adapter")
@@ -171,5 +261,5 @@ def loss_fell(adapter: Table) -> dg.AssetCheckResult:
     )
 
 
-assets: list[Any] = [base_model, train, merged_model, serving_model, base_serving_model]
-checks = [loss_fell]
+assets: list[Any] = [base_model, sweep_trials, train, merged_model, serving_model, base_serving_model]
+checks = [loss_fell, export_agrees]

@@ -309,6 +309,32 @@ class Files(_Strict):
         return self
 
 
+class SweepConfig(BaseModel):
+    """Recipes to try: every key but `max_trials` is a recipe's (`learning_rate`, `lora.r`), with a list of values.
+
+    Attributes:
+        max_trials: Upper bound of recipes that are trained; of a larger grid, so many are drawn by the recipe's seed.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    max_trials: int = Field(default=8, ge=1, le=64)
+
+    @property
+    def grid(self) -> dict[str, list[Any]]:
+        """Values by key."""
+        return self.model_extra or {}
+
+    @model_validator(mode="after")
+    def _lists(self) -> SweepConfig:
+        if not self.grid:
+            raise ValueError("it names no key of the recipe: write one with a list of values, such as lora.r: [8, 16]")
+        for key, values in self.grid.items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"{key} should have a list of values to try, such as {key}: [..., ...]")
+        return self
+
+
 class TaskConfig(_Strict):
     """`config.yaml`.
 
@@ -319,6 +345,7 @@ class TaskConfig(_Strict):
         no_answer: What is answered where a row (SQuAD 2.0) says that its passage does not hold the answer.
         recipe: Name of a recipe in `ev_platform/training/recipes`, or the path of one below the task's folder.
         base_model: Replaces the recipe's base model.
+        sweep: Changes of the recipe that are tried before the model is trained; the validation set chooses.
     """
 
     type: str = "open_book_qa"
@@ -327,6 +354,7 @@ class TaskConfig(_Strict):
     no_answer: str = Field(default="The passages do not say.", min_length=1)
     recipe: str = "smollm2-135m-cpu"
     base_model: str | None = None
+    sweep: SweepConfig | None = None
     corpus: CorpusConfig = CorpusConfig()
     teacher: TeacherConfig = TeacherConfig()
     teacher_evaluation: TeacherEvaluationConfig = TeacherEvaluationConfig()

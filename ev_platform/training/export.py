@@ -1,4 +1,4 @@
-"""From adapter to what is served: merged weights, and their CTranslate2 export."""
+"""From adapter to what is served: merged weights, and their CTranslate2 export or the encoder's head as it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ev_platform.training.base import hide_loading_bars, load_tokenizer
+from ev_platform.encoder import HEADS
+from ev_platform.training.base import architecture_of, hide_loading_bars, load_tokenizer
+from ev_platform.training.heads import reading_of, with_head
+from ev_platform.training.recipes import Recipe
 
 # What the engine needs beside the weights.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
@@ -18,26 +21,55 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
 
     Args:
         base: Model directory; it is read in full precision, also where training had quantised it.
-        adapter: PEFT directory.
+        adapter: PEFT directory; where all weights were trained, the model directory itself, which is copied.
         out: Empty folder.
     """
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForQuestionAnswering,
+        AutoModelForSequenceClassification,
+        logging,
+    )
 
+    file = adapter / "adapter_config.json"
+    if not file.exists():
+        shutil.copytree(adapter, out, dirs_exist_ok=True)
+        return
     hide_loading_bars()
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    kinds: dict[str, Any] = {
+        "SEQ_CLS": AutoModelForSequenceClassification,
+        "QUESTION_ANS": AutoModelForQuestionAnswering,
+    }
+    task_type = json.loads(file.read_text())["task_type"]
+    # The config of an encoder's head holds its labels and how it reads, which the base's does not.
+    config = AutoConfig.from_pretrained(adapter if task_type in kinds else base)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the head's weights are missing from the base: the adapter brings them
+    try:
+        kind = kinds.get(task_type, AutoModelForCausalLM)
+        model: Any = kind.from_pretrained(base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+    finally:
+        logging.set_verbosity(verbosity)
+    merged: Any = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(out)
     load_tokenizer(adapter).save_pretrained(out)
 
 
-def export_serving_model(model: Path, out: Path) -> str:
-    """Write what the engine loads: a CTranslate2 int8 export, or the model itself where its architecture has none.
+def export_serving_model(model: Path, out: Path, recipe: Recipe, labels: tuple[str, ...], no_answer: str) -> str:
+    """Write what the engine loads.
+
+    That is a CTranslate2 int8 export; the model itself where its architecture has none, as encoders' heads. An encoder
+    without a head, which is a base model before training, gets the one that training begins with.
 
     Args:
         model: Model directory.
         out: Empty folder.
+        recipe: Says which head, how it reads, and the seed of its first weights.
+        labels: Classes of the task; empty where it has none.
+        no_answer: What the task answers to a question that its passage does not answer.
 
     Returns:
         `ctranslate2-int8` or `transformers`.
@@ -45,6 +77,14 @@ def export_serving_model(model: Path, out: Path) -> str:
     from ctranslate2.converters import TransformersConverter
 
     hide_loading_bars()
+    if recipe.head != "causal":
+        if _has_reading(model):
+            shutil.copytree(model, out, dirs_exist_ok=True)
+        else:
+            untrained, _ = with_head(model, recipe, labels, reading_of(recipe, no_answer))
+            untrained.save_pretrained(out)
+            load_tokenizer(model).save_pretrained(out)
+        return "transformers"
     config = json.loads((model / "config.json").read_text())
     try:
         # The folder is the context manager's, already there: the converter may replace it.
@@ -59,3 +99,9 @@ def export_serving_model(model: Path, out: Path) -> str:
             shutil.copy2(model / name, out / name)
     (out / "window.txt").write_text(str(config["max_position_embeddings"]))
     return "ctranslate2-int8"
+
+
+def _has_reading(model: Path) -> bool:
+    # A base model from the hub may have a head of its own: it is not ours, and its labels are others.
+    is_head = (architecture_of(model) or "").endswith(HEADS)
+    return is_head and "reading" in json.loads((model / "config.json").read_text())

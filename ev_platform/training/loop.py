@@ -23,11 +23,15 @@ from ev_platform.training import checkpoints
 from ev_platform.training.order import Plan, plan_batches
 from ev_platform.training.recipes import Recipe
 
+_STEPS_TO_MOVE_ALL = 3
+
 Log = Callable[[dict[str, float], int], None]
 Result = tuple[dict[str, Any], list[TrainingStep]]
 
 # Two spinning OpenMP threads beside another busy process fall to a tenth of their speed.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# TRL tells its makers about every trainer.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def arguments(job: Job, n_rows: int) -> dict[str, Any]:
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
         "optim": recipe.optimizer,
-        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "activation_checkpointing": recipe.gradient_checkpointing,  # TRL sets it otherwise
         "bf16": torch.cuda.is_available(),  # a CPU emulates it, 17 times slower
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # else a NaN is logged as a mean of the losses before it
@@ -143,7 +147,9 @@ def fit(trainer: Any, job: Job, *, n_tokens: int, n_answer_tokens: int) -> Resul
     before = _sums(trainer.model)
     try:
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
-    except (OSError, MemoryError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         told = checkpoints.explain(error, job.checkpoints, trainer.state.global_step)
         if told is None:
             raise
@@ -152,21 +158,24 @@ def fit(trainer: Any, job: Job, *, n_tokens: int, n_answer_tokens: int) -> Resul
         recorder.bar.close()
     state = trainer.state
     best = best_step(state.log_history)
-    if job.recipe.early_stopping is not None and best is not None and best != state.global_step:
+    if job.recipe.early_stopping is not None and best not in (None, state.global_step):
         checkpoints.load_weights(trainer, job.checkpoints, best)
     after = _sums(trainer.model)
     n_still = sum(before[name] == after[name] for name in before)
-    if n_still == len(before):
+    is_best = job.recipe.early_stopping is not None and best is not None
+    kept = best if is_best else state.global_step
+    # The first step of a warm-up has a learning rate of 0, and the next moves one factor of an adapter only. A whole
+    # model may hold tensors that its head does not use.
+    if n_still == len(before) or (n_still and kept >= _STEPS_TO_MOVE_ALL and job.recipe.method != "full"):
         raise UserError(
-            f"Training changed no weight in {state.global_step} steps: the warm-up leaves a learning rate of 0 for all "
-            "of them, or nothing is trained; raise epochs or max_steps, or lower warmup_ratio."
+            f"Training left {n_still} of {len(before)} trained tensors unchanged in {kept} steps: raise epochs or "
+            "max_steps, or name other lora.target_modules."
         )
     steps = [_to_step(entry) for entry in state.log_history if _is_step(entry)]
     losses = [step.loss for step in steps if step.loss is not None]
     looks = [step.validation_loss for step in steps if step.validation_loss is not None]
     seconds = sum(entry["step_s"] for entry in state.log_history if "step_s" in entry)
     n_seen = plan.tokens_seen(state.global_step)
-    is_best = job.recipe.early_stopping is not None and best is not None
     return {
         "n_rows": len(rows),
         "n_steps": state.global_step,
@@ -176,7 +185,8 @@ def fit(trainer: Any, job: Job, *, n_tokens: int, n_answer_tokens: int) -> Resul
         "final_loss": sum(losses[-5:]) / len(losses[-5:]),
         "validation_loss_before": looks[0] if looks else None,
         "validation_loss": (min(looks) if is_best else looks[-1]) if looks else None,
-        "best_step": best if is_best else state.global_step,
+        "kept_step": kept,
+        "n_tokens_seen": n_seen,
         "train_seconds": round(seconds, 1),
         "tokens_per_second": round(n_seen / seconds, 1),
         "answer_tokens_per_second": round(n_seen / n_tokens * n_answer_tokens / seconds, 1),

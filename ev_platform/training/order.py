@@ -78,7 +78,8 @@ def plan_batches(lengths: list[int], recipe: Recipe, accumulation: int, n_proces
         n_processes: Batches of one step are dealt out to them in turn.
 
     Returns:
-        A plan whose every step has `accumulation * n_processes` batches, or fewer where there are fewer rows.
+        A plan whose every step has `accumulation * n_processes` batches. Where the last step of a pass has too few
+        rows for that, some rows are seen twice in the pass.
     """
     n_batches = accumulation * n_processes
     per_step = recipe.batch_size * n_batches
@@ -86,34 +87,40 @@ def plan_batches(lengths: list[int], recipe: Recipe, accumulation: int, n_proces
 
     def epoch() -> list[list[list[Unit]]]:
         shuffled = [int(index) for index in random.permutation(len(lengths))]
-        if recipe.batching == "packed":
-            units = _pack(shuffled, lengths, recipe.max_length)
-            if len(units) < n_batches:  # a step needs so many; its packs are then not full
-                units = [tuple(map(int, part)) for part in np.array_split(shuffled, n_batches) if len(part)]
-        else:
-            units = [(index,) for index in shuffled]
+        units = _pack(shuffled, lengths, recipe.max_length) if recipe.batching == "packed" else [(r,) for r in shuffled]
+        n_steps = math.ceil(len(units) / per_step)
+        units = _at_least(n_steps * n_batches, units)
         steps: list[list[list[Unit]]] = []
-        window = per_step * _STEPS_SORTED_TOGETHER
-        for start in range(0, len(units), window):
-            part = units[start : start + window]
+        n_windows = math.ceil(n_steps / _STEPS_SORTED_TOGETHER)
+        bounds = [n_steps * window // n_windows for window in range(n_windows + 1)]
+        for start, end in itertools.pairwise(bounds):
+            part = units[len(units) * start // n_steps : len(units) * end // n_steps]
             part.sort(key=lambda unit: sum(lengths[row] for row in unit))
-            steps += [
-                [list(batch) for batch in _split(step, n_batches) if batch]
-                for step in _split(part, math.ceil(len(part) / per_step))
-            ]
+            steps += [_split(step, n_batches) for step in _split(part, end - start)]
         return [steps[index] for index in random.permutation(len(steps))]
 
-    first = epoch()
-    per_epoch = len(first)
+    steps = epoch()
+    per_epoch = len(steps)
     n_steps = recipe.max_steps or max(1, math.ceil(recipe.epochs * per_epoch))
-    steps = first
     while len(steps) < n_steps:
         steps += epoch()
     return Plan(steps[:n_steps], lengths, per_epoch)
 
 
+def _at_least(n: int, units: list[Unit]) -> list[Unit]:
+    units = list(units)
+    while len(units) < n:
+        most = max(range(len(units)), key=lambda index: len(units[index]))
+        pack, half = units[most], len(units[most]) // 2
+        # A pack is taken apart; single rows are used again, in their random order.
+        units[most : most + 1] = [pack[:half], pack[half:]] if half else [pack]
+        if not half:
+            return units + list(itertools.islice(itertools.cycle(units), n - len(units)))
+    return units
+
+
 def _split(units: list[Any], n_parts: int) -> list[list[Any]]:
-    bounds = [round(len(units) * part / n_parts) for part in range(n_parts + 1)]
+    bounds = [len(units) * part // n_parts for part in range(n_parts + 1)]
     return [units[start:end] for start, end in itertools.pairwise(bounds)]
 
 

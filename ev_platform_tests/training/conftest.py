@@ -7,10 +7,17 @@ from ev_platform.records import DatasetRow, to_frame
 from ev_platform.training.tokens import chat_counter
 from ev_platform_tests.tiny import DESCRIPTION, TRAIN, write_tiny_model
 
+from .tiny_encoder import write_tiny_encoder
+
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory):
+    return write_tiny_encoder(tmp_path_factory.mktemp("encoder") / "model")
 
 
 def make_rows(folder, pairs, context=""):

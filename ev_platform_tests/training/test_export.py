@@ -3,17 +3,27 @@ import json
 import pytest
 
 from ev_platform.engine import CTranslate2Engine, TransformersEngine, load_engine
+from ev_platform.training.base import sha256_weights
+from ev_platform.training.causal import train_causal
 from ev_platform.training.export import export_serving_model, merge_adapter
-from ev_platform.training.sft import train_adapter
+from ev_platform.training.loop import Job
 from ev_platform_tests.tiny import PAGES, tiny_recipe, write_tiny_model
 
 PROMPTS = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for _, _, text in PAGES.values()]
 
 
+def job_of(base, rows, folder, recipe):
+    return Job(base, rows, rows.head(0), recipe, (), "", folder, folder.with_name(f"{folder.name}-checkpoints"))
+
+
+def export(model, folder):
+    return export_serving_model(model, folder, tiny_recipe(), (), "")
+
+
 @pytest.fixture(scope="module")
 def adapter(tiny_base, rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
-    train_adapter(tiny_base, rows, rows.head(0), tiny_recipe(learning_rate=0.05), folder)
+    train_causal(job_of(tiny_base, rows, folder, tiny_recipe(learning_rate=0.05)))
     return folder
 
 
@@ -45,10 +55,23 @@ def test_merged_model_computes_what_base_and_adapter_compute(tiny_base, adapter,
     assert not torch.allclose(base, alone, atol=1e-2)
 
 
+def test_model_of_which_all_weights_were_trained_is_its_own_merged_model(tiny_base, rows, tmp_path):
+    trained, out = tmp_path / "trained", tmp_path / "out"
+    trained.mkdir()
+    out.mkdir()
+    recipe = tiny_recipe().model_copy(update={"method": "full", "lora": None, "learning_rate": 1e-3})
+    train_causal(job_of(tiny_base, rows, trained, recipe))
+    assert not (trained / "adapter_config.json").exists()
+    merge_adapter(tiny_base, trained, out)
+    assert sha256_weights(out) == sha256_weights(trained)
+    assert sha256_weights(out)[0] != sha256_weights(tiny_base)[0]
+    assert TransformersEngine(out).generate(PROMPTS[:1], max_new_tokens=2)[0].n_completion_tokens > 0
+
+
 def test_export_says_what_the_merged_model_says(merged, tmp_path):
     out = tmp_path / "serving"
     out.mkdir()
-    assert export_serving_model(merged, out) == "ctranslate2-int8"
+    assert export(merged, out) == "ctranslate2-int8"
     exported, reference = load_engine(out), TransformersEngine(merged)
     assert isinstance(exported, CTranslate2Engine)
     assert exported.window == reference.window == 2048
@@ -65,7 +88,7 @@ def test_export_renders_the_chat_template_of_training(tiny_base, merged, tmp_pat
 
     out = tmp_path / "serving"
     out.mkdir()
-    export_serving_model(merged, out)
+    export(merged, out)
     messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
     wanted = AutoTokenizer.from_pretrained(tiny_base).apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
@@ -77,7 +100,7 @@ def test_architecture_without_converter_is_served_by_transformers(tmp_path):
     model, out = write_tiny_model(tmp_path / "olmo", architecture="olmo"), tmp_path / "serving"
     out.mkdir()
     assert json.loads((model / "config.json").read_text())["model_type"] == "olmo"
-    assert export_serving_model(model, out) == "transformers"
+    assert export(model, out) == "transformers"
     engine = load_engine(out)
     assert isinstance(engine, TransformersEngine)
     got = engine.generate(PROMPTS[:2], max_new_tokens=4)

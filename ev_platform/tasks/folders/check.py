@@ -115,7 +115,8 @@ def check_folder(folder: Path, inbox: Path | None = None) -> Report:
     report.leaks = find_leaks(rows)
     if has_config:
         found += _judge_type(task, kind)
-        found += _judge_setup(task)
+        told = {finding.message for finding in found}
+        found += [finding for finding in _judge_setup(task) if finding.message not in told]
         found += _judge_sources(task, kind, rows, inbox, n_texts=n_texts)
         found += _judge_reach(task)
     if report.is_trainable:
@@ -228,11 +229,17 @@ def _judge_type(task: Task, kind: str) -> Iterator[Finding]:
 
 def _judge_setup(task: Task) -> Iterator[Finding]:
     from ev_platform.training.recipes import load_recipe
+    from ev_platform.training.sweep import plan_trials
 
     try:
         load_recipe(task)
     except UserError as error:
         yield Finding("recipe", True, str(error), "config.yaml", None, "recipe")
+        return
+    try:
+        plan_trials(task)
+    except UserError as error:
+        yield Finding("sweep", True, str(error), "config.yaml", None, "sweep")
 
 
 def _judge_sources(
