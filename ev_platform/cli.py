@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ev_platform.cli_dataset import dataset_app
+from ev_platform.cli_models import models_app
 from ev_platform.settings import get_settings
 from ev_platform.terminal import TaskOption, console, plain_errors, quiet
 
@@ -26,7 +27,6 @@ app = typer.Typer(
 keys_app = typer.Typer(
     no_args_is_help=True, help="API keys of the endpoint.\n\nExample: `ev-platform keys create laptop`"
 )
-models_app = typer.Typer(no_args_is_help=True, help="Registered model versions.\n\nExample: `ev-platform models list`")
 task_app = typer.Typer(
     no_args_is_help=True,
     help="Task folders: make one, check one.\n\nExample: `ev-platform task check tasks/heat_pumps`",
@@ -269,27 +269,6 @@ def keys_revoke(key_id: Annotated[str, typer.Argument(help="Id, as `keys list` s
     from ev_platform.serving.keys import revoke_key
 
     console.print(f"Revoked {revoke_key(get_settings().data_root, key_id).name}.")
-
-
-@models_app.command("list")
-@plain_errors
-def models_list(task: TaskOption = "ev_charging") -> None:
-    """List the versions of a task's model with their verdicts and aliases.
-
-    Example: `ev-platform models list --task ev_charging`
-    """
-    from ev_platform.registry import read_aliases
-    from ev_platform.storage import Store
-
-    store = Store(get_settings().data_root)
-    aliases: dict[str, list[str]] = {}
-    for alias, version in read_aliases(store, task).items():
-        aliases.setdefault(version, []).append(alias)
-    table = Table("version", "registered", "verdict", "aliases")
-    for row in store.read("registered_model", task).iter_rows(named=True):
-        name = row["model_version"]
-        table.add_row(name, f"{row['registered_at']:%Y-%m-%d %H:%M}", row["verdict"], ", ".join(aliases.get(name, [])))
-    console.print(table)
 
 
 def _print_scores(task: str) -> None:

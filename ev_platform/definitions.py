@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ev_platform.defs import collect, corpus, dataset, evaluation, lineage, registry, training
+from ev_platform.defs import collect, corpus, dataset, evaluation, lineage, publication, registry, training
 from ev_platform.defs.console import step_lines
 from ev_platform.defs.jobs import jobs
 from ev_platform.defs.resources import ParquetIOManager, StoreResource, WandbResource
@@ -22,6 +22,7 @@ defs = dg.Definitions(
         *training.assets,
         *evaluation.assets,
         *registry.assets,
+        *publication.assets,
         *lineage.assets,
     ],
     asset_checks=[*corpus.checks, *dataset.checks, *training.checks, *evaluation.checks],

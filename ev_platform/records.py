@@ -460,6 +460,21 @@ class RegisteredModel:
     alias: str | None  # "champion" if this registration promoted it
 
 
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A model that was sent to the Hugging Face Hub, or would have been (`published_models`)."""
+
+    repo_id: str
+    merged_model_id: str
+    is_private: bool
+    is_dry_run: bool
+    url: str | None  # of the commit; None after a dry run
+    commit: str | None
+    n_files: int
+    n_bytes: int
+    published_at: Annotated[datetime, VOLATILE]
+
+
 TABLES: dict[str, type] = {
     "raw_pages": RawBody,
     "raw_pdfs": RawBody,
@@ -492,6 +507,8 @@ TABLES: dict[str, type] = {
     "predictions": Prediction,
     "eval_report": Metric,
     "registered_model": RegisteredModel,
+    "exports": ModelArtifact,
+    "published_models": Publication,
 }
 
 

@@ -27,6 +27,8 @@ class Settings(BaseSettings):
         anthropic_base_url: Of its API; the provider's own where None.
         openai_api_key: Key of the `openai_compatible` teacher; not needed for a server that asks for none.
         openai_base_url: The one address, beside OpenAI's own, that gets that key.
+        hf_token: Of the Hugging Face Hub; for base models that ask for one, and to publish.
+        hf_endpoint: Of a hub of one's own; the public one where None.
         host: Address that the HTTP endpoint listens on.
         port: Port of the HTTP endpoint.
         browser_path: Chromium or Chrome for sources with `fetcher: browser`; by default playwright's own, else the
@@ -45,6 +47,8 @@ class Settings(BaseSettings):
     anthropic_base_url: str | None = Field(default=None, validation_alias="ANTHROPIC_BASE_URL")
     openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
     openai_base_url: str | None = Field(default=None, validation_alias="OPENAI_BASE_URL")
+    hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
+    hf_endpoint: str | None = Field(default=None, validation_alias="HF_ENDPOINT")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     browser_path: Path | None = None

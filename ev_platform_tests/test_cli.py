@@ -220,3 +220,25 @@ def test_dataset_estimate_before_there_are_passages_says_what_to_run(own_folders
     result = call("dataset", "estimate", "--task", "asked")
     assert result.exit_code == 1
     assert "run `ev-platform run --task asked --stage collect --stage corpus` first" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("export", "out"), ("export", "out", "--format", "ollama"), ("publish", "me/trams", "--dry-run"), ("card",)],
+)
+def test_models_without_a_model_say_what_to_run(own_folders, monkeypatch, command):
+    monkeypatch.chdir(own_folders)
+    result = call("models", *command)
+    assert result.exit_code == 1
+    said = " ".join(result.stderr.split())
+    assert "ev-platform run --task ev_charging" in said or "run the task first" in said
+    assert not (own_folders / "out").exists()
+
+
+def test_models_export_into_a_folder_that_holds_something_is_refused(own_folders):
+    (own_folders / "out").mkdir()
+    (own_folders / "out" / "mine.txt").write_text("mine")
+    result = call("models", "export", str(own_folders / "out"))
+    assert result.exit_code == 1
+    assert "is there already" in " ".join(result.stderr.split())
+    assert [file.name for file in (own_folders / "out").iterdir()] == ["mine.txt"]

@@ -50,6 +50,18 @@ jobs = [
         description="From sources to a registered model; whatever did not change is not computed again.",
     ),
     dg.define_asset_job(
+        "export",
+        dg.AssetSelection.assets("exports"),
+        partitions_def=tasks_partitions,
+        description="Write the tuned model for other engines.",
+    ),
+    dg.define_asset_job(
+        "publish",
+        dg.AssetSelection.assets("published_models"),
+        partitions_def=tasks_partitions,
+        description="Send the tuned model to the Hugging Face Hub; a dry run unless told otherwise.",
+    ),
+    dg.define_asset_job(
         "lineage", dg.AssetSelection.groups("lineage"), description="Rebuild the catalogue's views of the lineage."
     ),
 ]

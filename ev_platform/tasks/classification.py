@@ -19,7 +19,7 @@ class Classification:
     allows_unanswerable = False
     answer_rule = "The answer is the name of one of the classes and nothing else."
     primary_metric = "exact_match"
-    heads = ("causal", "classification")
+    heads: tuple[str, ...] = ("causal", "classification")
 
     def instructions(self, description: str, classes: Mapping[str, str]) -> str:
         """Return the task in words, then the classes, one a line, with what each means where that is said."""

@@ -18,7 +18,7 @@ class ClosedBookQA:
     allows_unanswerable = False
     answer_rule = "The answer is a phrase or one short sentence that is complete and understood on its own."
     primary_metric = "token_f1"
-    heads = ("causal",)
+    heads: tuple[str, ...] = ("causal",)
 
     def instructions(self, description: str, classes: Mapping[str, str]) -> str:
         """Return the task in words."""

@@ -22,7 +22,7 @@ class ExtractiveQA:
     allows_unanswerable = True
     answer_rule = "The answer is the shortest span of its passage that answers, copied letter by letter."
     primary_metric = "token_f1"
-    heads = ("causal", "extractive")
+    heads: tuple[str, ...] = ("causal", "extractive")
 
     def instructions(self, description: str, classes: Mapping[str, str]) -> str:
         """Return the task in words."""

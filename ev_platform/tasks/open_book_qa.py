@@ -18,7 +18,7 @@ class OpenBookQA:
     allows_unanswerable = True
     answer_rule = "The answer is a phrase or one short sentence, in the terms and units of its passage."
     primary_metric = "token_f1"
-    heads = ("causal",)
+    heads: tuple[str, ...] = ("causal",)
 
     def instructions(self, description: str, classes: Mapping[str, str]) -> str:
         """Return the task in words."""

@@ -13,15 +13,14 @@ import polars as pl
 
 from ev_platform.records import ModelArtifact, TrainingStep, schema_of, to_frame
 from ev_platform.storage import Store, fingerprint, short_id
+from ev_platform.tasks import Task
 from ev_platform.training.base import base_model_identity, sha256_weights, write_base_model
 from ev_platform.training.export import export_serving_model, merge_adapter
+from ev_platform.training.exports import parity_figures, write_export
 from ev_platform.training.loop import Job, Log, Result
-from ev_platform.training.parity import agreement
-from ev_platform.training.recipes import Recipe
+from ev_platform.training.recipes import Recipe, check_base
 from ev_platform.training.sweep import Trial, run_trials
 from ev_platform.training.train import train
-
-N_PARITY_PROMPTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,12 @@ class Answers:
 
 
 def _store_artifact(
-    store: Store, kind: str, recipe: Recipe, inputs: dict[str, str], write: Callable[[Path], dict[str, Any]]
+    store: Store,
+    kind: str,
+    recipe: Recipe,
+    inputs: dict[str, str],
+    write: Callable[[Path], dict[str, Any]],
+    table: str | None = None,
 ) -> pl.DataFrame:
     with store.artifact(kind, lambda: artifact_id) as folder:
         metrics = write(folder)
@@ -57,7 +61,7 @@ def _store_artifact(
         n_bytes=n_bytes,
         metrics=json.dumps(metrics, sort_keys=True),
     )
-    return to_frame(kind, [row])
+    return to_frame(table or kind, [row])
 
 
 def _weights_of(table: pl.DataFrame) -> str:
@@ -73,6 +77,7 @@ def build_base_model(store: Store, recipe: Recipe) -> pl.DataFrame:
 
     def write(folder: Path) -> dict[str, Any]:
         write_base_model(recipe.base_model, folder)
+        check_base(recipe, folder)
         return {}
 
     return _store_artifact(store, "base_model", recipe, base_model_identity(recipe.base_model), write)
@@ -181,7 +186,7 @@ def build_serving_model(
         answers: Of the task.
         kind: Table and artifact.
         model: The table of the model directory.
-        shown: A `validation_set` table; the export is asked its questions, and how often it begins as the model itself
+        shown: A `validation_set` table; the export is asked its questions, and how often it goes on as the model itself
             does goes into the metrics.
     """
 
@@ -190,9 +195,8 @@ def build_serving_model(
         metrics: dict[str, Any] = {
             "format": export_serving_model(source, folder, recipe, answers.labels, answers.no_answer)
         }
-        if shown is not None and not shown.is_empty():
-            agreed = agreement(source, folder, shown["messages"].head(N_PARITY_PROMPTS).to_list())
-            metrics |= {"agreement": agreed.rate, "token_agreement": agreed.token_rate, "n_prompts": agreed.n}
+        if shown is not None:
+            metrics |= parity_figures(source, folder, shown)
         return metrics
 
     inputs = {"model": _weights_of(model), "head": fingerprint(head_identity(recipe, answers))}
@@ -211,3 +215,15 @@ def head_identity(recipe: Recipe, answers: Answers) -> dict[str, Any]:
         "labels": list(answers.labels),
         "no_answer": answers.no_answer,
     }
+
+
+def build_exports(store: Store, task: Task, recipe: Recipe, formats: Sequence[str]) -> dict[str, pl.DataFrame]:
+    """Write the newest model in other forms; returns the table `exports`, a row for each form."""
+    inputs = {"merged_model": _weights_of(store.read("merged_model", task.name))}
+    rows = [
+        _store_artifact(
+            store, name, recipe, inputs, lambda out, name=name: write_export(store, task, name, out), "exports"
+        )
+        for name in formats
+    ]
+    return {"exports": pl.concat([to_frame("exports", []), *rows])}

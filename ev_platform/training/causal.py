@@ -113,8 +113,8 @@ def encode(tokenizer: Any, table: pl.DataFrame) -> list[dict[str, list[int]]]:
         answer = ids[len(prompt) :]
         if ids[: len(prompt)] != prompt:
             raise UserError(
-                f"Training row {number + 1} ({chats[number][-1]['content'][:40]!r}): with its answer, the chat template "
-                "gives another prompt than the one that is served; remove white space around the answer, or choose "
+                f"Row {number + 1} ({chats[number][-1]['content'][:40]!r}): with its answer, the chat template gives "
+                "another prompt than the one that is served; remove white space around the answer, or choose "
                 "another base model."
             )
         if tokenizer.eos_token_id not in answer:

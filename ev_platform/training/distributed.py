@@ -18,7 +18,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,23 +148,26 @@ class _Follower:
         self._n_told = 0
 
     def fit(self, trainer: TorchTrainer) -> Result:
-        # In a thread of its own: in the main thread Ray would take SIGINT over and not give it back.
-        future: Future[Any] = Future()
-
-        def fit() -> None:
+        is_over = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            telling = pool.submit(self._tell_until, is_over)
             try:
-                future.set_result(trainer.fit())
-            except Exception as error:
-                future.set_exception(error)
+                result = trainer.fit().return_value
+            except SystemExit as error:
+                if error.code == signal.SIGTERM:
+                    raise
+                result = None
+            finally:
+                is_over.set()
+        telling.result()
+        if result is None:  # Ray has ended it after Ctrl-C, by itself or by leaving the process
+            raise KeyboardInterrupt
+        return result
 
-        threading.Thread(target=fit, daemon=True).start()
-        try:
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    return future.result(_POLL_S).return_value
-                self._tell()
-        finally:
+    def _tell_until(self, is_over: threading.Event) -> None:
+        while not is_over.wait(_POLL_S):
             self._tell()
+        self._tell()
 
     def _tell(self) -> None:
         """Hand on new lines; after a resume the file begins again with the same lines, which are not told twice."""
@@ -198,7 +201,7 @@ def _connected(n_workers: int) -> Iterator[dict[str, float]]:
     # A path of Ray's sockets must stay short: see serving.run. TMPDIR may be long, as on macOS.
     folder = tempfile.mkdtemp(prefix="ev-", dir=f"{os.sep}tmp") if is_local else None
     in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM) if in_main else None
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     n_cpus = max(os.cpu_count() or 1, n_workers)  # Ray counts CPUs, it does not measure them
     if is_local:
@@ -209,15 +212,15 @@ def _connected(n_workers: int) -> Iterator[dict[str, float]]:
         except (ConnectionError, RuntimeError) as error:
             where = "start Ray on this machine" if is_local else f"reach the cluster at {os.environ['RAY_ADDRESS']}"
             raise UserError(f"Could not {where} ({_last_line(error)}): check it, or set EV_TRAIN_WORKERS=1.") from error
-        if callable(handler):
-            signal.signal(signal.SIGTERM, handler)  # Ray has taken it over
+        if callable(handlers.get(signal.SIGTERM)):
+            signal.signal(signal.SIGTERM, handlers[signal.SIGTERM])  # Ray has taken it over, and SIGINT in fit()
         if ray.cluster_resources().get("GPU", 0) >= n_workers:
             yield {"CPU": 1, "GPU": 1}
         else:
             yield {"CPU": n_cpus // n_workers if is_local else 1}
     finally:
         ray.shutdown()
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -195,8 +195,8 @@ def _train(
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
     )
-    # Encoders take any argument but return the mean of each batch: left to itself the trainer would add up, not average,
-    # the batches of a step.
+    # Encoders take any argument but return the mean of each batch: left to itself the trainer would add up the batches
+    # of a step instead of averaging them.
     trainer.model_accepts_loss_kwargs = False
     n_tokens = sum(len(row["input_ids"]) for row in rows)
     figures, steps = fit(trainer, job, n_tokens=n_tokens, n_answer_tokens=len(rows))

@@ -5,12 +5,14 @@ What does not belong here: models, tokens and losses (`causal`, `heads`).
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,8 @@ def fit(trainer: Any, job: Job, *, n_tokens: int, n_answer_tokens: int) -> Resul
     )
 
     def batches() -> Any:
-        loader: Any = DataLoader(plan.rows_of(rows), batch_sampler=plan, collate_fn=trainer.data_collator)
+        units: Any = plan.rows_of(rows)
+        loader: Any = DataLoader(units, batch_sampler=plan, collate_fn=trainer.data_collator)
         return trainer.accelerator.prepare(loader)
 
     trainer.get_train_dataloader = batches
@@ -145,6 +148,7 @@ def fit(trainer: Any, job: Job, *, n_tokens: int, n_answer_tokens: int) -> Resul
     recorder = _recorder(trainer, job, plan)
     trainer.add_callback(recorder)
     before = _sums(trainer.model)
+    meter = _energy_meter()
     try:
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
     except UserError:
@@ -156,6 +160,8 @@ def fit(trainer: Any, job: Job, *, n_tokens: int, n_answer_tokens: int) -> Resul
         raise UserError(told) from error
     finally:
         recorder.bar.close()
+        if meter is not None:
+            meter.stop()
     state = trainer.state
     best = best_step(state.log_history)
     if job.recipe.early_stopping is not None and best not in (None, state.global_step):
@@ -163,7 +169,7 @@ def fit(trainer: Any, job: Job, *, n_tokens: int, n_answer_tokens: int) -> Resul
     after = _sums(trainer.model)
     n_still = sum(before[name] == after[name] for name in before)
     is_best = job.recipe.early_stopping is not None and best is not None
-    kept = best if is_best else state.global_step
+    kept: int = best if best is not None and is_best else state.global_step
     # The first step of a warm-up has a learning rate of 0, and the next moves one factor of an adapter only. A whole
     # model may hold tensors that its head does not use.
     if n_still == len(before) or (n_still and kept >= _STEPS_TO_MOVE_ALL and job.recipe.method != "full"):
@@ -191,6 +197,7 @@ def fit(trainer: Any, job: Job, *, n_tokens: int, n_answer_tokens: int) -> Resul
         "tokens_per_second": round(n_seen / seconds, 1),
         "answer_tokens_per_second": round(n_seen / n_tokens * n_answer_tokens / seconds, 1),
         "peak_memory_bytes": peak_memory_bytes(),
+        "energy_kwh": None if meter is None else meter.final_emissions_data.energy_consumed,
         "n_trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "n_unchanged_tensors": n_still,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -205,6 +212,19 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     # Linux counts in kilobytes, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _energy_meter() -> Any:
+    """Return a running meter of the whole machine's energy, since the last resume; None without the extra `energy`."""
+    if find_spec("codecarbon") is None:
+        return None
+    from codecarbon import OfflineEmissionsTracker  # pyright: ignore[reportMissingImports]
+
+    logging.getLogger("codecarbon").disabled = True
+    # The country is for grams of carbon dioxide, which are not asked for here.
+    meter = OfflineEmissionsTracker(country_iso_code="CHE", save_to_file=False, allow_multiple_runs=True)
+    meter.start()
+    return meter
 
 
 def best_step(history: list[dict[str, Any]]) -> int | None:

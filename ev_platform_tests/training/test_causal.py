@@ -2,7 +2,6 @@ import json
 import math
 
 import pytest
-import torch
 
 from ev_platform.errors import UserError
 from ev_platform.training import causal
@@ -13,6 +12,8 @@ from ev_platform.training.train import train
 from ev_platform_tests.tiny import tiny_recipe
 
 from .conftest import make_rows
+
+torch = pytest.importorskip("torch")
 
 
 def run(base, rows, folder, validation=None, **recipe):

@@ -4,7 +4,6 @@ import json
 
 import polars as pl
 import pytest
-import torch
 
 from ev_platform.engine import TransformersEngine
 from ev_platform.errors import UserError
@@ -12,9 +11,9 @@ from ev_platform.training import causal
 from ev_platform.training.base import load_tokenizer
 from ev_platform.training.causal import answer_loss, collate, encode, train_causal
 from ev_platform.training.loop import Job
-from ev_platform_tests.tiny import CHAT_TEMPLATE, TRAIN, tiny_recipe, write_tiny_model
+from ev_platform_tests.tiny import CHAT_TEMPLATE, TRAIN, tiny_recipe
 
-from .conftest import make_rows
+torch = pytest.importorskip("torch")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,11 @@ def test_trained_prompt_is_the_one_the_engine_sends(tiny_base, rows, tmp_path, m
     train_causal(make_job(tiny_base, rows, tmp_path, max_steps=None, epochs=2, batching=batching))
     engine = TransformersEngine(tiny_base)
     sent = [engine._encode(engine.render(messages[:-1])) for messages in rows["messages"].to_list()]
-    seen = [line for batch in batches for line in zip(batch["input_ids"].tolist(), batch["labels"].tolist())]
+    seen = [
+        line
+        for batch in batches
+        for line in zip(*map(torch.Tensor.tolist, (batch["input_ids"], batch["labels"])), strict=True)
+    ]
     for prompt in sent:
         places = [
             (labels[at : at + len(prompt)], labels[at + len(prompt)])
@@ -99,9 +102,7 @@ def test_template_with_another_prompt_once_it_is_answered_is_told(tiny_base, row
     tokenizer = load_tokenizer(tiny_base)
     # As templates of reasoning models do: what stands before an answer is not what asks for one.
     tokenizer.chat_template = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
-    with pytest.raises(
-        UserError, match=r"Training row 1 \('11 kW'\): with its answer, the chat template gives another"
-    ):
+    with pytest.raises(UserError, match=r"^Row 1 \('11 kW'\): with its answer, the chat template gives another"):
         encode(tokenizer, rows)
 
 
@@ -165,9 +166,7 @@ def arange_like(positions):
 
 def test_run_that_moves_no_weight_is_told(tiny_base, rows, tmp_path):
     # All of the single step is warm-up, at a learning rate of 0.
-    with pytest.raises(
-        UserError, match=r"left 12 of 12 trained tensors unchanged in 1 steps: raise epochs or max_steps"
-    ):
+    with pytest.raises(UserError, match=r"left 12 of 12 trained tensors unchanged in 1 steps: raise epochs"):
         train_causal(make_job(tiny_base, rows, tmp_path, max_steps=1))
 
 

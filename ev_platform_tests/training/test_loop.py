@@ -4,7 +4,6 @@ import shutil
 from itertools import chain
 
 import pytest
-import torch
 
 from ev_platform.errors import UserError
 from ev_platform.training import causal, checkpoints
@@ -13,6 +12,8 @@ from ev_platform.training.causal import answer_loss, train_causal
 from ev_platform.training.loop import Job
 from ev_platform.training.order import plan_batches
 from ev_platform_tests.tiny import tiny_recipe
+
+torch = pytest.importorskip("torch")
 
 LENGTHS = [(37 * number) % 90 + 10 for number in range(70)]
 
@@ -84,6 +85,16 @@ def test_every_figure_of_a_step_is_logged_and_tracked(tiny_base, rows, tmp_path)
     assert all(step.peak_memory_bytes > 50_000_000 for step in steps)  # torch alone takes more
 
 
+def test_energy_is_estimated_where_its_library_is_installed(tiny_base, rows, tmp_path):
+    from importlib.util import find_spec
+
+    figures, _ = train_causal(make_job(tiny_base, rows, tmp_path))
+    if find_spec("codecarbon") is None:
+        assert figures["energy_kwh"] is None
+    else:
+        assert 0 < figures["energy_kwh"] < 1
+
+
 def test_resumed_run_tracks_the_earlier_steps_too(tiny_base, rows, tmp_path, monkeypatch):
     def ends_after_two(metrics, step):
         if step == 3:
@@ -151,9 +162,7 @@ def test_weight_that_is_not_a_number_is_never_a_checkpoint(tiny_base, rows, tmp_
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to ..."
-        ),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
         MemoryError(),
     ],
 )
