@@ -16,6 +16,7 @@ from typing import Any
 
 from ev_platform.engine import Completion, check_window
 from ev_platform.errors import UserError
+from ev_platform.pooling import classifier_class
 from ev_platform.prompting import Messages, split_input
 from ev_platform.training.base import architecture_of, hide_loading_bars
 
@@ -195,12 +196,13 @@ class EncoderEngine:
 
     def __init__(self, folder: Path):
         import torch
-        from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer
 
         hide_loading_bars()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self._is_extractive = str(architecture_of(folder)).endswith("ForQuestionAnswering")
-        kind = AutoModelForQuestionAnswering if self._is_extractive else AutoModelForSequenceClassification
+        config: Any = AutoConfig.from_pretrained(folder)
+        kind = AutoModelForQuestionAnswering if self._is_extractive else classifier_class(config.model_type)
         model: Any = kind.from_pretrained(folder, dtype=torch.float32)
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._reading = Reading(**self._model.config.reading)

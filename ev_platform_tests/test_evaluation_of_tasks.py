@@ -10,7 +10,7 @@ from ev_platform.registry import load_release
 from ev_platform.tasks import get_task
 from ev_platform.training.export import export_serving_model
 from ev_platform_tests.test_graph import Workspace
-from ev_platform_tests.tiny import CONFIG, write_tiny_model, write_tiny_task
+from ev_platform_tests.tiny import CONFIG, tiny_recipe, write_tiny_model, write_tiny_task
 
 ROWS = {
     "classification": [("Where is my card?", "card", None), ("Money back!", "refund", None), ("No card", "card", None)],
@@ -51,7 +51,7 @@ def publish(workspace, models, kind):
         store.publish(table, "tiny", to_frame(table, []))
     for table, model in (("base_serving_model", "base"), ("serving_model", "tuned"), ("adapter", "tuned")):
         with store.artifact(table, lambda: "m1") as folder:
-            export_serving_model(models[model], folder)
+            export_serving_model(models[model], folder, tiny_recipe(), (), "")
         figures = json.dumps({"n_rows": 3})
         row = ModelArtifact("m1", table, f"artifacts/{table}/m1", "tiny", "{}", "{}", "0", 1, figures)
         store.publish(table, "tiny", to_frame(table, [row]))

@@ -82,7 +82,7 @@ def render_card(dataset: Dataset) -> str:
     It follows the hub's dataset card specification: licence, language, size and one configuration with its data files.
     """
     rows = pl.concat(traced_rows(dataset).values())
-    sources, n_own = _sources(dataset)
+    sources, n_own = count_sources(dataset)
     licences = sorted({source["licence"] for source in sources})
     known = pl.concat([dataset.table("qa_candidates"), dataset.table("examples")])
     by_kind = agreement(dataset.table("reviews"), known)["by_kind"]
@@ -94,7 +94,7 @@ def render_card(dataset: Dataset) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = _cell
+    environment.filters["cell"] = table_cell
     return environment.get_template("card.md.j2").render(
         front_matter=yaml.safe_dump(_front_matter(dataset, rows, licences), sort_keys=False, allow_unicode=True),
         name=dataset.task.name,
@@ -102,11 +102,11 @@ def render_card(dataset: Dataset) -> str:
         task_type=dataset.task.config.type,
         counts=_counts(dataset),
         sources=sources,
-        licences=_licences(sources),
+        licences=count_licences(sources),
         n_own=n_own,
-        dropped=_reasons(dataset.table("dropped_documents"), "drop_reason"),
-        rejected=_reasons(dataset.table("rejected_examples"), "reject_reason"),
-        teachers=_teachers(dataset),
+        dropped=count_reasons(dataset.table("dropped_documents"), "drop_reason"),
+        rejected=count_reasons(dataset.table("rejected_examples"), "reject_reason"),
+        teachers=count_teachers(dataset),
         calls=_calls(dataset),
         evaluation=evaluation[0] if evaluation else None,
         leakage=_leakage(dataset),
@@ -115,7 +115,7 @@ def render_card(dataset: Dataset) -> str:
     )
 
 
-def _cell(value: Any) -> str:
+def table_cell(value: Any) -> str:
     """Make a value one cell of a Markdown table: one line, no column mark, no HTML, no start of a link."""
     text = " ".join(str("" if value is None else value).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -146,7 +146,7 @@ def _counts(dataset: Dataset) -> list[dict[str, Any]]:
     return pl.concat(frames).group_by("split", "origin", maintain_order=True).len("n").to_dicts()
 
 
-def _sources(dataset: Dataset) -> tuple[list[dict[str, Any]], int]:
+def count_sources(dataset: Dataset) -> tuple[list[dict[str, Any]], int]:
     """Return the pages behind the rows, in prompts or as support, and how many rows rest on none of them."""
     rows_of: dict[str, set[str]] = defaultdict(set)
     n_own = 0
@@ -168,7 +168,8 @@ def _sources(dataset: Dataset) -> tuple[list[dict[str, Any]], int]:
     return sorted(sources, key=lambda source: source["url"]), n_own
 
 
-def _licences(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def count_licences(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return pages and rows by licence."""
     if not sources:
         return []
     grouped = (
@@ -179,12 +180,14 @@ def _licences(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return grouped.sort("n_pages", "licence", descending=[True, False]).to_dicts()
 
 
-def _reasons(frame: pl.DataFrame, column: str) -> list[tuple[str, int]]:
+def count_reasons(frame: pl.DataFrame, column: str) -> list[tuple[str, int]]:
+    """Return rows by reason, the most frequent first."""
     counted = frame.group_by(column).len("n").sort(["n", column], descending=[True, False])
     return counted.rows()
 
 
-def _teachers(dataset: Dataset) -> list[dict[str, Any]]:
+def count_teachers(dataset: Dataset) -> list[dict[str, Any]]:
+    """Return the rows that each teacher wrote with each version of its prompt, and what they cost."""
     names = ("teacher", "prompt_version")
     written = dataset.table("examples").filter(pl.col("teacher").is_not_null())
     return written.group_by(names).agg(pl.len().alias("n"), pl.col("cost_usd").sum()).sort(names).to_dicts()

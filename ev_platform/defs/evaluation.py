@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from ev_platform import engine, evaluation, prompting, retrieval
+from ev_platform import encoder, engine, evaluation, pooling, prompting, retrieval
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, spec, table_check, tasks_partitions
 from ev_platform.evaluation.pages import write_report
@@ -17,7 +17,7 @@ from ev_platform.tasks.types import TASK_TYPES, get_task_type
 
 GROUP = "evaluation"
 TYPES = [sys.modules[type(task_type).__module__] for task_type in TASK_TYPES.values()]
-CODE = code_version(evaluation, engine, prompting, retrieval, *TYPES)
+CODE = code_version(evaluation, encoder, engine, pooling, prompting, retrieval, *TYPES)
 
 
 @dg.asset(

@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from ev_platform import encoder, pooling
 from ev_platform.dataset.overlap import find_overlaps
 from ev_platform.defs.resources import StoreResource, Table, WandbResource, track_artifacts
 from ev_platform.defs.stage import build, outs, spec, table_check, tasks_partitions
@@ -16,7 +17,19 @@ from ev_platform.errors import UserError
 from ev_platform.settings import get_settings
 from ev_platform.storage import Record, code_version
 from ev_platform.tasks import Task
-from ev_platform.training import artifacts, base, causal, export, heads, loop, order, parity
+from ev_platform.training import (
+    artifacts,
+    base,
+    causal,
+    checkpoints,
+    export,
+    exports,
+    heads,
+    loop,
+    order,
+    packages,
+    parity,
+)
 from ev_platform.training.artifacts import Answers
 from ev_platform.training.base import base_model_identity
 from ev_platform.training.distributed import train_distributed
@@ -26,9 +39,9 @@ from ev_platform.training.train import train as train_here
 
 GROUP = "training"
 CODE_BASE = code_version(base)
-CODE_TRAIN = code_version(causal, heads, loop, order)
-CODE_EXPORT = code_version(export)
-CODE_SERVING = code_version(export, parity)
+CODE_TRAIN = code_version(causal, checkpoints, encoder, heads, loop, order, pooling)
+CODE_EXPORT = code_version(export, pooling)
+CODE_SERVING = code_version(export, exports, heads, packages, parity, pooling)
 MIN_AGREEMENT = 0.9
 
 

@@ -28,6 +28,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from ev_platform.engine import Completion
+from ev_platform.errors import UserError
 from ev_platform.retrieval import Hit
 from ev_platform.serving.gate import Gate, error_response
 from ev_platform.serving.schemas import (
@@ -90,7 +91,10 @@ def answer_question(release: Release, question: str, max_tokens: int, temperatur
             "context_length_exceeded",
             "messages",
         )
-    (completion,) = release.engine.generate([prompt], max_new_tokens=max_tokens, temperature=temperature, seed=seed)
+    try:
+        (completion,) = release.engine.generate([prompt], max_new_tokens=max_tokens, temperature=temperature, seed=seed)
+    except UserError as error:  # such as a question that leaves an encoder no room for its passages
+        raise ApiError(400, str(error), "context_length_exceeded", "messages") from error
     return Answer(completion, hits)
 
 

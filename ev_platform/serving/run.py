@@ -134,6 +134,7 @@ def check_address(host: str, port: int) -> None:
 @contextlib.contextmanager
 def _local_ray(replicas: int) -> Iterator[int]:
     """Start Ray on this machine only; yield its number of CPUs."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # elsewhere too: Ray then listens on loopback only
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported and inherited by all it starts
     import ray
 

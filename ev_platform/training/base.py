@@ -16,6 +16,7 @@ BUNDLED_ENCODER = "bundled:all-minilm-l6-v2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # What a model needs; a hub repository may hold the weights in several other formats too.
 _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+_NOT_NEEDED = ["consolidated*"]  # the same weights in their maker's own format (Mistral)
 # What the bundled encoder needs of a folder that is a sentence embedder's.
 _ENCODER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 _WRITES = ("ForCausalLM", "LMHeadModel")  # ends of the names of architectures that write text
@@ -69,7 +70,7 @@ def write_base_model(name: str, out: Path) -> None:
         from huggingface_hub import snapshot_download
 
         try:
-            snapshot_download(name, local_dir=out, allow_patterns=_PATTERNS)
+            snapshot_download(name, local_dir=out, allow_patterns=_PATTERNS, ignore_patterns=_NOT_NEEDED)
         except Exception as error:
             raise UserError(
                 f"base_model {name} could not be fetched from the model hub ({type(error).__name__}): check the name, "
@@ -140,7 +141,7 @@ def sha256_files(files: list[Path]) -> str:
 
 def sha256_weights(folder: Path) -> tuple[str, int]:
     """Return (hash, size in bytes) of the weight files of a model directory."""
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.gguf")])
     return sha256_files(files), sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 

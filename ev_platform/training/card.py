@@ -15,7 +15,7 @@ import polars as pl
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ev_platform.dataset.card import _cell, _licences, _reasons, _sources, _teachers
+from ev_platform.dataset.card import count_licences, count_reasons, count_sources, count_teachers, table_cell
 from ev_platform.dataset.export import Dataset, Row
 from ev_platform.errors import UserError
 from ev_platform.evaluation.report import DIFFERENCES, METRIC_NAMES, SCORES
@@ -74,7 +74,7 @@ def render_model_card(dataset: Dataset) -> str:
         missing = "trained" if adapter.is_empty() else "evaluated"
         raise UserError(f"The model of {dataset.task.name} is not {missing} yet: run the task first.")
     trained = _TrainedOn(dataset.store, dataset.task)
-    sources, n_own = _sources(trained)
+    sources, n_own = count_sources(trained)
     model = adapter.to_dicts()[0]
     recipe = json.loads(model["recipe"])
     rows = pl.DataFrame({"origin": [row["origin"] for rows in trained.splits.values() for row in rows]})
@@ -88,7 +88,7 @@ def render_model_card(dataset: Dataset) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = _cell
+    environment.filters["cell"] = table_cell
     return environment.get_template("card.md.j2").render(
         front_matter=_front_matter(dataset, model, recipe, sources, set(rows["origin"])),
         name=dataset.task.name,
@@ -112,11 +112,11 @@ def render_model_card(dataset: Dataset) -> str:
         verdict=verdict(differences_of(report, metric), METRIC_NAMES[metric]),
         counts=rows.group_by("origin").len("n").sort("origin").to_dicts(),
         sources=sources,
-        licences=_licences(sources),
+        licences=count_licences(sources),
         n_own=n_own,
-        dropped=_reasons(dataset.table("dropped_documents"), "drop_reason"),
-        rejected=_reasons(dataset.table("rejected_examples"), "reject_reason"),
-        teachers=_teachers(trained),
+        dropped=count_reasons(dataset.table("dropped_documents"), "drop_reason"),
+        rejected=count_reasons(dataset.table("rejected_examples"), "reject_reason"),
+        teachers=count_teachers(trained),
     )
 
 

@@ -61,7 +61,10 @@ def train_causal(job: Job) -> Result:
         ) -> Any:
             if self.aux_loss_enabled or return_outputs:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            return answer_loss(model, inputs, num_items_in_batch)
+            if num_items_in_batch is None:  # evaluation
+                num_items_in_batch = self._get_num_items_in_batch([inputs], self.args.device)
+            # The items are those of all processes, whose losses and gradients are averaged.
+            return answer_loss(model, inputs, num_items_in_batch) * self.accelerator.num_processes
 
     set_seed(recipe.seed)
     trainer: Any = AnswerTrainer(

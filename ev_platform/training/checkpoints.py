@@ -37,6 +37,9 @@ def complete(trainer: Any, folder: Path, step: int, best: int | None) -> None:
 
     if not all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters() if p.requires_grad):
         raise UserError(_not_a_number("A weight", step, folder))
+    trainer.accelerator.wait_for_everyone()  # each process has written its random state
+    if not trainer.args.should_save:
+        return
     made = _path(folder, step)
     listed = {"versions": _versions(), "files": {file.name: _sha256(file) for file in _files(made)}}
     partial = made / f"{_LIST}.partial"

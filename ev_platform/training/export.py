@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ev_platform.encoder import HEADS
+from ev_platform.errors import UserError
+from ev_platform.pooling import classifier_class
 from ev_platform.training.base import architecture_of, hide_loading_bars, load_tokenizer
 from ev_platform.training.heads import reading_of, with_head
+from ev_platform.training.packages import write_ctranslate2
 from ev_platform.training.recipes import Recipe
-
-# What the engine needs beside the weights.
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
 def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
@@ -30,7 +30,6 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
         AutoConfig,
         AutoModelForCausalLM,
         AutoModelForQuestionAnswering,
-        AutoModelForSequenceClassification,
         logging,
     )
 
@@ -39,13 +38,13 @@ def merge_adapter(base: Path, adapter: Path, out: Path) -> None:
         shutil.copytree(adapter, out, dirs_exist_ok=True)
         return
     hide_loading_bars()
-    kinds: dict[str, Any] = {
-        "SEQ_CLS": AutoModelForSequenceClassification,
-        "QUESTION_ANS": AutoModelForQuestionAnswering,
-    }
     task_type = json.loads(file.read_text())["task_type"]
     # The config of an encoder's head holds its labels and how it reads, which the base's does not.
-    config = AutoConfig.from_pretrained(adapter if task_type in kinds else base)
+    config: Any = AutoConfig.from_pretrained(base if task_type == "CAUSAL_LM" else adapter)
+    kinds: dict[str, Any] = {
+        "SEQ_CLS": classifier_class(config.model_type),
+        "QUESTION_ANS": AutoModelForQuestionAnswering,
+    }
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the head's weights are missing from the base: the adapter brings them
     try:
@@ -74,8 +73,6 @@ def export_serving_model(model: Path, out: Path, recipe: Recipe, labels: tuple[s
     Returns:
         `ctranslate2-int8` or `transformers`.
     """
-    from ctranslate2.converters import TransformersConverter
-
     hide_loading_bars()
     if recipe.head != "causal":
         if _has_reading(model):
@@ -85,19 +82,11 @@ def export_serving_model(model: Path, out: Path, recipe: Recipe, labels: tuple[s
             untrained.save_pretrained(out)
             load_tokenizer(model).save_pretrained(out)
         return "transformers"
-    config = json.loads((model / "config.json").read_text())
     try:
-        # The folder is the context manager's, already there: the converter may replace it.
-        TransformersConverter(str(model)).convert(str(out), quantization="int8", force=True)
-    except ValueError as error:
-        if "No conversion is registered" not in str(error):
-            raise
+        write_ctranslate2(model, out)
+    except UserError:  # its architecture has no converter
         shutil.copytree(model, out, dirs_exist_ok=True)
         return "transformers"
-    for name in _TOKENIZER_FILES:
-        if (model / name).exists():
-            shutil.copy2(model / name, out / name)
-    (out / "window.txt").write_text(str(config["max_position_embeddings"]))
     return "ctranslate2-int8"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ev_platform.encoder import Reading, Window, count_tokens, find_spans, is_too_long, read_windows
 from ev_platform.errors import UserError
+from ev_platform.pooling import classifier_class
 from ev_platform.prompting import split_input
 from ev_platform.training.base import hide_loading_bars, load_tokenizer
 from ev_platform.training.loop import Job, Result, arguments, fit
@@ -23,6 +24,7 @@ from ev_platform.training.recipes import Recipe
 
 _TASK_TYPES = {"classification": "SEQ_CLS", "extractive": "QUESTION_ANS"}  # as peft calls them
 _POOLER = "pooler"
+_IGNORED = -100  # label of a row without a loss
 
 
 def train_classifier(job: Job) -> Result:
@@ -129,19 +131,13 @@ def with_head(base: Path, recipe: Recipe, labels: tuple[str, ...], reading: Read
         The model, and the names of the modules whose weights are not the base's.
     """
     import torch
-    from transformers import (
-        AutoConfig,
-        AutoModelForQuestionAnswering,
-        AutoModelForSequenceClassification,
-        logging,
-        set_seed,
-    )
+    from transformers import AutoConfig, AutoModelForQuestionAnswering, logging, set_seed
 
     hide_loading_bars()
     named: dict[str, Any] = {}
     kind: Any = AutoModelForQuestionAnswering
     if recipe.head == "classification":
-        kind = AutoModelForSequenceClassification
+        kind = classifier_class(AutoConfig.from_pretrained(base).model_type)
         ids = {label: number for number, label in enumerate(labels)}
         named = {"id2label": dict(enumerate(labels)), "label2id": ids, "problem_type": "single_label_classification"}
     config: Any = AutoConfig.from_pretrained(base, **named)
@@ -169,6 +165,10 @@ def _train(
     if not looks:  # none of its rows can be read
         job = replace(job, validation=job.validation.clear())
     model, new = with_head(job.base, recipe, job.labels, reading)
+    collate = DataCollatorWithPadding(tokenizer)
+    if hasattr(model, "start_from_means"):
+        ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+        model.start_from_means(collate([*ordered[n : n + 32]]) for n in range(0, len(ordered), 32))
     if lora is not None:
         n_layers, last = model.config.num_hidden_layers, lora.last_layers
         modules = lora.target_modules
@@ -189,18 +189,29 @@ def _train(
         model = get_peft_model(model, config)
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(**arguments(job, len(rows))),
+        args=TrainingArguments(**arguments(job, len(rows)), label_names=["labels"]),
+        compute_loss_func=_loss,
         train_dataset=rows,  # type: ignore[arg-type]
         eval_dataset=sorted(looks, key=lambda row: len(row["input_ids"])) or None,  # type: ignore[arg-type]
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=collate,
         processing_class=tokenizer,
     )
-    # Encoders take any argument but return the mean of each batch: left to itself the trainer would add up the batches
-    # of a step instead of averaging them.
-    trainer.model_accepts_loss_kwargs = False
     n_tokens = sum(len(row["input_ids"]) for row in rows)
     figures, steps = fit(trainer, job, n_tokens=n_tokens, n_answer_tokens=len(rows))
     return trainer, figures, steps
+
+
+def _loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    """Cross entropy summed over rows and divided by the labels of the whole step, of which a batch may be a part.
+
+    The model's own loss is a batch's mean: accumulated, or computed by several processes, it would be another loss.
+    """
+    from torch.nn.functional import cross_entropy
+
+    columns = labels.reshape(len(labels), -1).T
+    logits = [outputs.logits] if "logits" in outputs else [outputs.start_logits, outputs.end_logits]
+    total = sum(cross_entropy(scores, wanted, reduction="sum") for scores, wanted in zip(logits, columns, strict=True))
+    return total / (labels.ne(_IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 def _save(job: Job, model: Any, tokenizer: Any) -> None:
@@ -245,7 +256,7 @@ def _span_rows(
         for window, pair in zip(windows, found, strict=True):
             null_at = window.inputs["input_ids"].index(tokenizer.cls_token_id)
             start, end = pair or (null_at, null_at)
-            rows.append(window.inputs | {"start_positions": start, "end_positions": end})
+            rows.append(window.inputs | {"labels": [start, end]})
     return rows, dict(counts)
 
 

@@ -35,7 +35,7 @@ class Plan:
         self._tokens = [0, *itertools.accumulate(sum(lengths[r] for b in s for u in b for r in u) for s in steps)]
         self.n_steps = len(steps)
         self.n_steps_per_epoch = n_steps_per_epoch
-        self.batch_size = max(map(len, self._batches))  # asked for by accelerate
+        self.batch_size = None  # accelerate then deals out batches of any size in turn
         self.drop_last = False
 
     def __len__(self) -> int:
@@ -61,11 +61,17 @@ class _Units:
         return len(self._rows)
 
     def __getitem__(self, unit: Unit) -> dict[str, Any]:
+        if not unit:  # for a process that a step has no row for: a row without a loss
+            return self._rows[0] | {"labels": _blank(self._rows[0]["labels"])}
         if len(unit) == 1:
             return self._rows[unit[0]]
         rows = [self._rows[index] for index in unit]
         joined = {name: list(itertools.chain.from_iterable(row[name] for row in rows)) for name in rows[0]}
         return joined | {"seq_lengths": [len(row["input_ids"]) for row in rows]}
+
+
+def _blank(labels: list[int] | int) -> list[int] | int:
+    return -100 if isinstance(labels, int) else [-100] * len(labels)
 
 
 def plan_batches(lengths: list[int], recipe: Recipe, accumulation: int, n_processes: int = 1) -> Plan:
@@ -89,14 +95,13 @@ def plan_batches(lengths: list[int], recipe: Recipe, accumulation: int, n_proces
         shuffled = [int(index) for index in random.permutation(len(lengths))]
         units = _pack(shuffled, lengths, recipe.max_length) if recipe.batching == "packed" else [(r,) for r in shuffled]
         n_steps = math.ceil(len(units) / per_step)
-        units = _at_least(n_steps * n_batches, units)
         steps: list[list[list[Unit]]] = []
         n_windows = math.ceil(n_steps / _STEPS_SORTED_TOGETHER)
         bounds = [n_steps * window // n_windows for window in range(n_windows + 1)]
         for start, end in itertools.pairwise(bounds):
             part = units[len(units) * start // n_steps : len(units) * end // n_steps]
             part.sort(key=lambda unit: sum(lengths[row] for row in unit))
-            steps += [_split(step, n_batches) for step in _split(part, end - start)]
+            steps += [[batch or [()] for batch in _split(step, n_batches)] for step in _split(part, end - start)]
         return [steps[index] for index in random.permutation(len(steps))]
 
     steps = epoch()

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from ev_platform.engine import TransformersEngine, load_engine
-from ev_platform.training.export import export_serving_model
+from ev_platform.training.packages import write_ctranslate2
 
 N_PROMPTS = 8
 NEW_TOKENS = 32
@@ -17,7 +17,7 @@ NEW_TOKENS = 32
 def test_engine_speed(base: Path, rows: pl.DataFrame, tmp_path: Path) -> None:
     out = tmp_path / "serving"
     out.mkdir()
-    export_serving_model(base, out)
+    write_ctranslate2(base, out)
     figures = {}
     for name, engine in (("transformers, float32", TransformersEngine(base)), ("CTranslate2, int8", load_engine(out))):
         prompts = [engine.render(messages[:-1]) for messages in rows["messages"].to_list()[:N_PROMPTS]]

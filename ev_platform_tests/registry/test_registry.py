@@ -10,7 +10,7 @@ from ev_platform.records import Chunk, CleanDocument, ModelArtifact, to_frame
 from ev_platform.tasks import get_task
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training.export import export_serving_model
-from ev_platform_tests.tiny import write_tiny_model, write_tiny_task
+from ev_platform_tests.tiny import tiny_recipe, write_tiny_model, write_tiny_task
 
 SHIP, HOLD = "ship tuned + retrieval", "inconclusive"
 
@@ -173,7 +173,7 @@ def test_load_release_answers_from_the_passages_of_its_own_version(store, tmp_pa
     store.publish("clean_documents", "tiny", document("doc_old", old, "https://tiny.example/old.html"))
     chunks = store.publish("chunks", "tiny", chunk("chk_old", "doc_old", old))
     with store.artifact("serving_model", lambda: "m1") as folder:
-        export_serving_model(model, folder)
+        export_serving_model(model, folder, tiny_recipe(), (), "")
     template = registry.template_fingerprint(store.artifact_path("serving_model", "m1"), OPEN_BOOK)
     publish(store, "m1", chunks=(chunks.version, chunks.fingerprint), template=template)
     # The site moves on after the version was registered; the old document is no longer in the current table.
@@ -199,7 +199,7 @@ def test_load_release_refuses_a_version_that_was_evaluated_with_another_template
     model = write_tiny_model(tmp_path / "model")
     write_tiny_task(tmp_path / "tasks" / "tiny", model)
     with store.artifact("serving_model", lambda: "m1") as folder:
-        export_serving_model(model, folder)
+        export_serving_model(model, folder, tiny_recipe(), (), "")
     publish(store, "m1", template="of another day")
     with pytest.raises(UserError, match="tiny@1 was evaluated with another prompt template"):
         registry.load_release(store, get_task("tiny", tmp_path / "tasks"))
@@ -254,7 +254,7 @@ def test_serving_settings_hold_the_instructions_that_were_evaluated_where_train_
 def exported(store, tmp_path):
     model = write_tiny_model(tmp_path / "model")
     with store.artifact("serving_model", lambda: "m1") as folder:
-        export_serving_model(model, folder)
+        export_serving_model(model, folder, tiny_recipe(), (), "")
     return store.artifact_path("serving_model", "m1")
 
 

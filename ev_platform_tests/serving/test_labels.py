@@ -18,7 +18,7 @@ from ev_platform.tasks.rows import read_rows
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training.export import export_serving_model
 from ev_platform_tests.serving.test_api import Server
-from ev_platform_tests.tiny import write_tiny_model
+from ev_platform_tests.tiny import tiny_recipe, write_tiny_model
 
 CLASSES = {"card": "Where the card is.", "refund": "Money back.", "limit": "How much may be spent."}
 TEXTS = [
@@ -33,7 +33,7 @@ TEXTS = [
 
 def artifact(store, kind, artifact_id, model):
     with store.artifact(kind, lambda: artifact_id) as folder:
-        export_serving_model(model, folder)
+        export_serving_model(model, folder, tiny_recipe(), (), "")
     path = f"artifacts/{kind}/{artifact_id}"
     return to_frame(kind, [ModelArtifact(artifact_id, kind, path, "tiny", "{}", "{}", "0", 1, "{}")])
 
