@@ -395,7 +395,10 @@ def with_missing_base_model(workspace):
         (with_unreachable_seed, ["The seed http://127.0.0.1:", "unreachable", "sources.yaml"]),
         (with_broken_config, ["config.yaml", "is not valid YAML"]),
         (with_unknown_recipe, ["config.yaml", "'huge'", "smollm2-135m-cpu"]),
-        (with_missing_base_model, ["base_model /no/such/model does not exist", "config.yaml", "name a model folder"]),
+        (
+            with_missing_base_model,
+            ["base_model '/no/such/model' does not exist", "config.yaml", "bundled:smollm2-135m-instruct"],
+        ),
     ],
 )
 def test_bad_input_ends_with_one_sentence_and_loses_nothing(workspace, spoil, told):

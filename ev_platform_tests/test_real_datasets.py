@@ -89,7 +89,10 @@ def make(
             (folder / file.name).symlink_to(file)
     else:
         (folder / "job_description.json").write_text(json.dumps(job))
-    (folder / "config.yaml").write_text(json.dumps({"base_model": str(model), "corpus": CORPUS} | config))
+    # The shipped recipe adapts the topmost 15 of 30 blocks, and the tiny model has two.
+    (folder / "own.yaml").write_text(json.dumps({"extends": "smollm2-135m-cpu", "lora": {"last_layers": 1}}))
+    own = {"base_model": str(model), "recipe": "own.yaml", "corpus": CORPUS}
+    (folder / "config.yaml").write_text(json.dumps(own | config))
     if texts:
         (folder / "sources.yaml").write_text(json.dumps({"texts": [texts]}))
     print(f"\n== {name}")

@@ -71,7 +71,7 @@ def needs(*files: Path) -> None:
 )
 def test_encoder_learns_a_public_folder_s_classes(name: str, least: float, tmp_path: Path) -> None:
     needs(TASKS / name)
-    config = {"type": "classification", "recipe": "minilm-classification-full", "dataset": {"max_examples": 400}}
+    config = {"type": "classification", "recipe": "minilm-classification-full", "dataset": {"max_examples": 1000}}
     report = train(tmp_path, name, config)
     assert score(report, "tuned", "accuracy") > max(least, score(report, "base", "accuracy"))
 
@@ -81,7 +81,7 @@ def test_encoder_learns_to_find_spans_of_squad(tmp_path: Path) -> None:
     needs(*files.values())
     config = {
         "type": "extractive_qa",
-        "recipe": "minilm-extractive-lora",
+        "recipe": "minilm-extractive-full",
         "files": {split: str(file) for split, file in files.items()},
         "dataset": {"max_examples": 0},
         "evaluation": {"max_rows": 1000},

@@ -43,6 +43,7 @@ def test_shipped_recipes_are_those_that_the_platform_promises():
         "tinyllama-1.1b-qlora",
         "llama-2-7b-qlora",
         "mistral-7b-qlora",
+        "minilm-extractive-full",
         "minilm-extractive-lora",
         "minilm-classification-lora",
         "minilm-classification-full",
