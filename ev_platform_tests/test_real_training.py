@@ -67,7 +67,7 @@ def needs(*files: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("distil_banking_routing", 0.90), ("distil_ecommerce", 0.88), ("distil_mental_health", 0.78)]
+    ("name", "least"), [("distil_banking_routing", 0.85), ("distil_ecommerce", 0.88), ("distil_mental_health", 0.78)]
 )
 def test_encoder_learns_a_public_folder_s_classes(name: str, least: float, tmp_path: Path) -> None:
     needs(TASKS / name)
