@@ -1,21 +1,20 @@
 """Runs a job in a process of its own, which may be killed at a chosen moment."""
 
+import contextlib
 import json
-import multiprocessing
 import os
+import pickle
 import shutil
 import signal
+import subprocess
+import sys
+import traceback
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from ev_platform.training import checkpoints
 from ev_platform.training.loop import Job
-
-# The server imports the heavy libraries once; every process forked from it starts with them.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(
-    ["trl.trainer.sft_trainer", "peft", "datasets", "transformers.models.llama.modeling_llama", __name__]
-)
 
 
 def run(job: Job, result: Path, moment: tuple[str, int] | None = None, limit_bytes: int | None = None) -> int:
@@ -23,10 +22,44 @@ def run(job: Job, result: Path, moment: tuple[str, int] | None = None, limit_byt
     result.unlink(missing_ok=True)
     shutil.rmtree(job.out, ignore_errors=True)  # what the store does with a folder that was never finished
     job.out.mkdir()
-    process = _PROCESSES.Process(target=_train, args=(job, result, moment, limit_bytes))
-    process.start()
-    process.join(120)
-    return process.exitcode
+    host = _host()
+    pickle.dump((job, result, moment, limit_bytes), host.stdin)
+    host.stdin.flush()
+    return pickle.load(host.stdout)
+
+
+@cache
+def _host() -> subprocess.Popen:
+    """Start a process that imports the heavy libraries once; every run is forked from it. It ends with its input.
+
+    The server of multiprocessing's `forkserver` is one for all: a test of extraction may have begun it without them.
+    """
+    return subprocess.Popen([sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _serve() -> None:
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a run prints is no reply
+    with contextlib.suppress(EOFError):
+        while True:
+            call = pickle.load(sys.stdin.buffer)
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    _train(*call)
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                os._exit(code)
+            _, status = os.waitpid(pid, 0)
+            pickle.dump(os.waitstatus_to_exitcode(status), replies)
+            replies.flush()
 
 
 def _kill() -> None:
@@ -136,3 +169,7 @@ _MOMENTS = {
     "while an old one is removed": _while_an_old_one_is_removed,
     "while the result is saved": _while_the_result_is_saved,
 }
+
+
+if __name__ == "__main__":
+    _serve()
