@@ -87,7 +87,7 @@ def test_encoder_learns_to_find_spans_of_squad(tmp_path: Path) -> None:
         "evaluation": {"max_rows": 1000},
     }
     report = train(tmp_path, "squad", config, job="Answer the question with a span of the passage.")
-    assert score(report, "tuned_rag", "token_f1") > 0.4
+    assert score(report, "tuned_rag", "token_f1") > 0.5
 
 
 def test_bundled_model_learns_open_book_answers(tmp_path: Path) -> None:
