@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ev_platform.cli_dataset import dataset_app
 from ev_platform.cli_models import models_app
+from ev_platform.cli_report import report
 from ev_platform.settings import get_settings
 from ev_platform.terminal import TaskOption, console, plain_errors, quiet
 
@@ -35,6 +36,7 @@ app.add_typer(task_app, name="task")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
+app.command()(report)
 
 
 @app.command()
@@ -61,6 +63,8 @@ def run(
     for check in result.failed_checks:
         console.print(f"[yellow]Check {check} did not pass; the run went on.[/]")
     _print_scores(task)
+    if result.outcome:
+        console.print(f"[bold]{result.outcome}[/]: {escape(result.reason)}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -84,12 +88,14 @@ def schedule(
 @plain_errors
 def serve(
     task: TaskOption = "ev_charging",
-    model: Annotated[str | None, typer.Option(help="Alias or version; the champion by default.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Alias, which is followed, or version; the champion by default.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; EV_HOST by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; EV_PORT by default.")] = None,
     replicas: Annotated[int, typer.Option(min=1, help="Processes that hold the model.")] = 1,
 ) -> None:
-    """Serve a registered model over HTTP, until stopped.
+    """Serve a registered model over HTTP, until stopped; a promotion or a rollback takes effect while it serves.
 
     Example: `ev-platform serve --task ev_charging --port 8000`
     """

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ev_platform.defs import collect, corpus, dataset, evaluation, lineage, publication, registry, training
+from ev_platform.defs import (
+    benchmarks,
+    collect,
+    corpus,
+    dataset,
+    evaluation,
+    judging,
+    lineage,
+    measures,
+    publication,
+    registry,
+    training,
+)
 from ev_platform.defs.console import step_lines
 from ev_platform.defs.jobs import jobs
 from ev_platform.defs.resources import ParquetIOManager, StoreResource, WandbResource
@@ -20,12 +32,23 @@ defs = dg.Definitions(
         *corpus.assets,
         *dataset.assets,
         *training.assets,
+        *benchmarks.assets,
         *evaluation.assets,
+        *judging.assets,
+        *measures.assets,
         *registry.assets,
         *publication.assets,
         *lineage.assets,
     ],
-    asset_checks=[*corpus.checks, *dataset.checks, *training.checks, *evaluation.checks],
+    asset_checks=[
+        *corpus.checks,
+        *dataset.checks,
+        *training.checks,
+        *evaluation.checks,
+        *judging.checks,
+        *measures.checks,
+        *registry.checks,
+    ],
     jobs=jobs,
     sensors=sensors,
     resources={

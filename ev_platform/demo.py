@@ -36,10 +36,11 @@ def run_demo(console: Console, port: int) -> None:
     console.rule("1  sources → corpus → dataset → training → evaluation → registry")
     result = materialize_graph(task_name=TASK)
     console.print(f"Computed: {', '.join(result.computed) or 'nothing, no change'}", soft_wrap=True)
-    console.rule("2  the four systems on the hand-written test rows")
+    console.rule("2  every system on the hand-written test rows")
     console.print(print_table(store.read("eval_report", TASK)))
     newest = store.read("registered_model", TASK).tail(1).to_dicts()[0]
     console.print(f"{newest['model_version']}: [bold]{newest['verdict']}[/]. {newest['reason']}", soft_wrap=True)
+    console.print(f"[bold]{result.outcome}[/]: {escape(result.reason)}", soft_wrap=True, highlight=False)
     aliases = read_aliases(store, TASK)
     alias = "champion" if "champion" in aliases else "candidate"
     if alias == "candidate":

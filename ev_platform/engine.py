@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ev_platform.errors import UserError
 from ev_platform.prompting import Messages
@@ -30,6 +30,7 @@ class Completion:
         n_completion_tokens: Generated tokens, the end token not counted.
         latency_ms: Wall time of the call that made it, divided by the prompts in the call.
         finish_reason: `stop` at the end token, `length` at the limit.
+        first_token_ms: From the call's begin to its first token, where the call was timed and tokens come one by one.
     """
 
     text: str
@@ -37,6 +38,20 @@ class Completion:
     n_completion_tokens: int
     latency_ms: float
     finish_reason: str
+    first_token_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a model finds a text.
+
+    Attributes:
+        nll: Mean negative log-likelihood of a token given those before it, in nats; the first token is given.
+        n_tokens: Tokens that the mean is of.
+    """
+
+    nll: float
+    n_tokens: int
 
 
 class Engine(Protocol):
@@ -62,6 +77,26 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Writer(Engine, Protocol):
+    """An engine whose model writes text token by token, so that it can be timed and asked how likely a text is."""
+
+    def generate_timed(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
+        """Complete rendered prompts greedily like `generate`, and say when each one's first token came.
+
+        It is slower by a call into Python for every token, which others who hold the interpreter may delay.
+        """
+        ...
+
+    def score(self, texts: Sequence[str]) -> list[Likelihood]:
+        """Return how likely each text is as it stands, without a chat around it.
+
+        Raises:
+            UserError: If a text has fewer than two tokens or more than `window`.
+        """
+        ...
+
+
 class _Base:
     def __init__(self, folder: Path):
         from transformers import AutoTokenizer
@@ -79,11 +114,14 @@ class _Base:
         # The rendered template already holds every special token.
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _completion(self, prompt_ids: list[int], ids: list[int], latency_ms: float) -> Completion:
+    def _completion(
+        self, prompt_ids: list[int], ids: list[int], latency_ms: float, first_token_ms: float | None = None
+    ) -> Completion:
         is_ended = self.end_id in ids
         answer = ids[: ids.index(self.end_id)] if is_ended else ids
         text = self._tokenizer.decode(answer, skip_special_tokens=True).strip()
-        return Completion(text, len(prompt_ids), len(answer), latency_ms, "stop" if is_ended else "length")
+        reason = "stop" if is_ended else "length"
+        return Completion(text, len(prompt_ids), len(answer), latency_ms, reason, first_token_ms)
 
 
 class CTranslate2Engine(_Base):
@@ -107,11 +145,26 @@ class CTranslate2Engine(_Base):
         """Complete rendered prompts in one batch."""
         import ctranslate2
 
-        encoded = [self._encode(prompt) for prompt in prompts]
-        check_window(max(map(len, encoded), default=0), max_new_tokens, self.window)
         if temperature > 0:
             ctranslate2.set_random_seed(seed)
+        return self._generate(prompts, max_new_tokens, temperature, is_timed=False)
+
+    def generate_timed(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
+        """Complete rendered prompts in one batch, and say when each one's first token came."""
+        return self._generate(prompts, max_new_tokens, 0.0, is_timed=True)
+
+    def _generate(
+        self, prompts: Sequence[str], max_new_tokens: int, temperature: float, *, is_timed: bool
+    ) -> list[Completion]:
+        encoded = [self._encode(prompt) for prompt in prompts]
+        check_window(max(map(len, encoded), default=0), max_new_tokens, self.window)
+        first_ms: dict[int, float] = {}
         started = time.perf_counter()
+
+        def note(step: Any) -> bool:
+            first_ms.setdefault(step.batch_id, (time.perf_counter() - started) * 1000)
+            return False
+
         results = self._generator.generate_batch(
             [self._tokenizer.convert_ids_to_tokens(ids) for ids in encoded],
             max_length=max_new_tokens,
@@ -120,11 +173,22 @@ class CTranslate2Engine(_Base):
             include_prompt_in_result=False,
             return_end_token=True,
             end_token=[self.end_id],
+            callback=note if is_timed else None,
         )
         latency_ms = (time.perf_counter() - started) * 1000 / max(1, len(prompts))
         return [
-            self._completion(ids, list(r.sequences_ids[0]), latency_ms) for ids, r in zip(encoded, results, strict=True)
+            self._completion(ids, list(result.sequences_ids[0]), latency_ms, first_ms.get(index))
+            for index, (ids, result) in enumerate(zip(encoded, results, strict=True))
         ]
+
+    def score(self, texts: Sequence[str]) -> list[Likelihood]:
+        """Return how likely each text is as it stands, all in one batch."""
+        encoded = [self._encode(text) for text in texts]
+        _check_texts(encoded, self.window)
+        results = self._generator.score_batch(
+            [self._tokenizer.convert_ids_to_tokens(ids) for ids in encoded], max_input_length=0
+        )
+        return [Likelihood(-sum(r.log_probs) / len(r.log_probs), len(r.log_probs)) for r in results]
 
 
 class TransformersEngine(_Base):
@@ -146,12 +210,25 @@ class TransformersEngine(_Base):
         """Complete rendered prompts one after the other."""
         import torch
 
+        torch.manual_seed(seed)
+        return self._generate(prompts, max_new_tokens, temperature, is_timed=False)
+
+    def generate_timed(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
+        """Complete rendered prompts one after the other, and say when each one's first token came."""
+        return self._generate(prompts, max_new_tokens, 0.0, is_timed=True)
+
+    def _generate(
+        self, prompts: Sequence[str], max_new_tokens: int, temperature: float, *, is_timed: bool
+    ) -> list[Completion]:
+        import torch
+
         encoded = [self._encode(prompt) for prompt in prompts]
         check_window(max(map(len, encoded), default=0), max_new_tokens, self.window)
-        torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         completions = []
+        called = time.perf_counter()
         for ids in encoded:
+            clock = _Clock() if is_timed else None
             started = time.perf_counter()
             with torch.inference_mode():
                 output = self._model.generate(
@@ -160,11 +237,50 @@ class TransformersEngine(_Base):
                     max_new_tokens=max_new_tokens,
                     eos_token_id=self.end_id,
                     pad_token_id=self.end_id,
+                    streamer=clock,
                     **sampling,
                 )
             latency_ms = (time.perf_counter() - started) * 1000
-            completions.append(self._completion(ids, output[0, len(ids) :].tolist(), latency_ms))
+            first_ms = (clock.put_at[1] - called) * 1000 if clock else None
+            completions.append(self._completion(ids, output[0, len(ids) :].tolist(), latency_ms, first_ms))
         return completions
+
+    def score(self, texts: Sequence[str]) -> list[Likelihood]:
+        """Return how likely each text is as it stands, one after the other."""
+        import torch
+
+        encoded = [self._encode(text) for text in texts]
+        _check_texts(encoded, self.window)
+        likelihoods = []
+        for ids in encoded:
+            tokens = torch.tensor([ids], device=self._device)
+            with torch.inference_mode():
+                logits = self._model(tokens).logits[0, :-1].float()
+            nll = torch.nn.functional.cross_entropy(logits, tokens[0, 1:])
+            likelihoods.append(Likelihood(float(nll), len(ids) - 1))
+        return likelihoods
+
+
+class _Clock:
+    """A streamer of transformers that notes when it was given the prompt and then each token."""
+
+    def __init__(self) -> None:
+        self.put_at: list[float] = []
+
+    def put(self, value: Any) -> None:
+        self.put_at.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def _check_texts(encoded: Sequence[Sequence[int]], window: int) -> None:
+    for ids in encoded:
+        if not 2 <= len(ids) <= window:
+            raise UserError(
+                f"A text of {len(ids)} tokens cannot be scored: it must have at least 2, and at most the {window} of "
+                "the model's window."
+            )
 
 
 def _read_window(folder: Path) -> int:

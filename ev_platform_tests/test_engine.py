@@ -113,3 +113,34 @@ def test_generate_exactly_fills_the_window(engine):
 
 def test_render_ends_where_the_answer_begins(engine):
     assert engine.render([{"role": "user", "content": "Which plug?"}]) == PROMPTS[0]
+
+
+def test_generate_timed_answers_alike_and_says_when_the_first_token_came(engine):
+    timed = engine.generate_timed(PROMPTS, max_new_tokens=12)
+    assert [completion.text for completion in timed] == texts(engine)
+    total_ms = sum(completion.latency_ms for completion in timed)
+    assert all(0 < completion.first_token_ms <= total_ms for completion in timed)
+    assert all(completion.first_token_ms is None for completion in engine.generate(PROMPTS, max_new_tokens=2))
+
+
+def test_score_is_the_mean_of_the_tokens_negative_log_likelihoods(engine, kind, model):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = "The Type 2 connector is the usual AC plug for electric cars in Europe."
+    ids = AutoTokenizer.from_pretrained(model)(text, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(model)(torch.tensor([ids])).logits[0]
+    chances = torch.log_softmax(logits, dim=-1)
+    expected = -sum(float(chances[n, token]) for n, token in enumerate(ids[1:])) / (len(ids) - 1)
+    long, short = engine.score([text, "The plug"])
+    assert (long.n_tokens, short.n_tokens) == (len(ids) - 1, engine.count_tokens("The plug") - 1)
+    assert long.nll == pytest.approx(expected, rel=1e-4 if kind == "transformers" else 0.05)
+    assert engine.score(["The plug"])[0].nll == pytest.approx(short.nll, rel=0.02)
+
+
+def test_score_of_a_text_without_a_second_token_is_told(engine):
+    with pytest.raises(UserError, match="A text of 1 tokens cannot be scored: it must have at least 2, and at most"):
+        engine.score(["a"])
+    with pytest.raises(UserError, match="at most the 2048 of the model's window"):
+        engine.score(["a long text", "a " * 3000])

@@ -8,6 +8,7 @@ import pytest
 from ev_platform.records import DatasetRow, ModelArtifact, to_frame
 from ev_platform.registry import load_release
 from ev_platform.tasks import get_task
+from ev_platform.training.base import sha256_weights
 from ev_platform.training.export import export_serving_model
 from ev_platform_tests.test_graph import Workspace
 from ev_platform_tests.tiny import CONFIG, tiny_recipe, write_tiny_model, write_tiny_task
@@ -47,31 +48,33 @@ def publish(workspace, models, kind):
         known |= {"answers": [answer], "is_answerable": True, "context": context, "context_chunk_ids": []}
         rows.append(DatasetRow(**known | {"messages": []}))
     store.publish("benchmark", "tiny", to_frame("benchmark", rows))
-    for table in ("chunks", "chunk_vectors", "training_set"):
+    for table in ("chunks", "chunk_vectors", "training_set", "validation_set", "teacher_answers"):
         store.publish(table, "tiny", to_frame(table, []))
-    for table, model in (("base_serving_model", "base"), ("serving_model", "tuned"), ("adapter", "tuned")):
+    made = (("base_serving_model", "base"), ("serving_model", "tuned"), ("adapter", "tuned"), ("base_model", "base"))
+    for table, model in made:
         with store.artifact(table, lambda: "m1") as folder:
             export_serving_model(models[model], folder, tiny_recipe(), (), "")
         figures = json.dumps({"n_rows": 3})
-        row = ModelArtifact("m1", table, f"artifacts/{table}/m1", "tiny", "{}", "{}", "0", 1, figures)
+        digest, n_bytes = sha256_weights(store.artifact_path(table, "m1"))
+        row = ModelArtifact("m1", table, f"artifacts/{table}/m1", "tiny", "{}", "{}", digest, n_bytes, figures)
         store.publish(table, "tiny", to_frame(table, [row]))
 
 
 @pytest.mark.parametrize(
-    ("kind", "metric", "systems"),
+    ("kind", "metric", "systems", "n_pairs"),
     [
-        ("classification", "accuracy", ["base", "tuned"]),
-        ("extractive_qa", "token_f1", ["base", "tuned", "base_rag", "tuned_rag"]),
+        ("classification", "accuracy", ["base", "tuned"], 1),
+        ("extractive_qa", "token_f1", ["first_sentence", "base", "tuned", "base_rag", "tuned_rag"], 6 + 4),
     ],
 )
-def test_task_without_corpus_is_evaluated_reported_and_registered(workspace, models, kind, metric, systems):
+def test_task_without_corpus_is_evaluated_reported_and_registered(workspace, models, kind, metric, systems, n_pairs):
     publish(workspace, models, kind)
     result = workspace.run(stages=["evaluation", "registry"])
-    assert set(result.computed) == {"predictions", "eval_report", "registered_model"}
+    assert set(result.computed) >= {"predictions", "eval_report", "seed_scores", "registered_model"}
     assert workspace.read("predictions")["system"].unique(maintain_order=True).to_list() == systems
     report = workspace.read("eval_report")
     deciding = report.filter((pl.col("metric") == metric) & pl.col("compared_to").is_not_null())
-    assert deciding.height == len(systems) * (len(systems) - 1) // 2
+    assert deciding.height == n_pairs
     (row,) = workspace.read("registered_model").to_dicts()
     assert json.loads(row["serving"])["task_type"] == kind
     page = (workspace.store.root / "reports" / "tiny.html").read_text()

@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 
 from ev_platform.errors import UserError
-from ev_platform.retrieval import Retriever, embed, embed_chunks, embed_once
+from ev_platform.retrieval import METHODS, Retriever, embed, embed_chunks, embed_once
 
 PASSAGES = {
     "chk_code": ("Cables", "Part number XQ-7731 is the spare sheath."),
@@ -59,6 +59,40 @@ def test_search_score_is_the_cosine_of_question_and_passage(retriever):
     (hits,) = retriever.search(["automobile"], 1)
     question, passage = embed(["automobile", "\n".join(PASSAGES["chk_car"])])
     assert hits[0].score == pytest.approx(float(question @ passage), abs=1e-4)
+
+
+def test_search_by_words_alone_finds_only_what_shares_one(retriever):
+    (hits,), (none,) = (retriever.search([query], 4, "lexical") for query in ("warm invoice", "submarine"))
+    assert {hit.chunk_id for hit in hits} == {"chk_garden", "chk_money"} and none == []
+
+
+def test_search_by_meaning_alone_follows_the_cosine(chunks):
+    vectors = np.tile(embed(["anything"]), (len(PASSAGES), 1))
+    vectors[2] = embed(["an invoice"])[0]
+    texts = [text for _, text in PASSAGES.values()]
+    (hits,) = Retriever(list(PASSAGES), texts, vectors).search(["an invoice"], 4, "embedding")
+    assert hits[0].chunk_id == "chk_garden" and [hit.score for hit in hits] == sorted(
+        (hit.score for hit in hits), reverse=True
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_search_gives_passages_that_score_alike_in_their_order(method):
+    # More of them than candidates, so that the cut goes through the tie, for any size of it.
+    ids = [f"chk_{n:02d}" for n in range(30)]
+    vectors = np.tile(embed(["an invoice"]), (len(ids), 1))
+    for candidates in (1, 7, 20, 40):
+        retriever = Retriever(ids, ["The invoice is due."] * len(ids), vectors, candidates)
+        (hits,) = retriever.search(["invoice"], 5, method)
+        assert [hit.chunk_id for hit in hits] == ids[: min(5, candidates if method == "hybrid" else 5)]
+
+
+def test_search_of_many_queries_gives_what_each_gives_alone(retriever, monkeypatch):
+    questions = ["XQ-7731", "tariffs", "compost", "a journey", "of the"]
+    alone = [retriever.search([question], 2) for question in questions]
+    monkeypatch.setattr("ev_platform.retrieval._QUERIES_AT_ONCE", 2)
+    together = retriever.search(questions, 2)
+    assert [[hit.chunk_id for hit in hits] for hits in together] == [[h.chunk_id for h in hits] for (hits,) in alone]
 
 
 def test_search_without_queries_returns_nothing(retriever):

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ev_platform.dataset.agreement import agreement
 from ev_platform.dataset.overlap import find_overlaps
-from ev_platform.records import MESSAGES, UTC_MICROSECONDS
+from ev_platform.records.columns import MESSAGES, UTC_MICROSECONDS
 
 if TYPE_CHECKING:
     from ev_platform.dataset.export import Dataset

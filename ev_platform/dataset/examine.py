@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from ev_platform.errors import UserError
-from ev_platform.evaluation.metrics import meteor, score_answers, score_labels
+from ev_platform.evaluation.metrics import score_answers, score_labels
 from ev_platform.records import TeacherAnswer, TeacherEvaluation, to_frame
 from ev_platform.tasks import TeacherEvaluationConfig
 from ev_platform.teachers import AnswerJob, Brief, JudgeJob, Judgement, Outcome, Teacher, TextJob
@@ -160,19 +160,16 @@ def _accepted(row: dict[str, Any]) -> list[str]:
 def _score(
     rows: Sequence[dict[str, Any]], outcomes: Sequence[Outcome[str]], *, is_labels: bool
 ) -> list[dict[str, float]]:
-    predictions, accepted = [outcome.value or "" for outcome in outcomes], [_accepted(row) for row in rows]
+    predictions = [outcome.value or "" for outcome in outcomes]
     scored = (
-        score_labels(predictions, [row["answer"] for row in rows])
+        score_labels(predictions, [row["answer"] for row in rows], METRICS)
         if is_labels
-        else score_answers(predictions, accepted)
+        else score_answers(predictions, [_accepted(row) for row in rows], METRICS)
     )
-    pairs = [(p, answer) for p, answers in zip(predictions, accepted, strict=True) for answer in answers]
-    overlaps = iter(meteor([p for p, _ in pairs], [answer for _, answer in pairs]))
-    best = [max(next(overlaps) for _ in answers) for answers in accepted]
     # No answer is no answer, also where an empty one would score.
     return [
-        {**score, "meteor": overlap} if outcome.status == "ok" else dict.fromkeys(METRICS, 0.0)
-        for outcome, score, overlap in zip(outcomes, scored.iter_rows(named=True), best, strict=True)
+        score if outcome.status == "ok" else dict.fromkeys(METRICS, 0.0)
+        for outcome, score in zip(outcomes, scored.iter_rows(named=True), strict=True)
     ]
 
 

@@ -103,16 +103,16 @@ class _Passage:
     def share(self, stems: Collection[str], held: Collection[str]) -> float:
         """Return the share of the weight of some stems that is held."""
         total = sum(map(self.idf, set(stems)))
-        return sum(self.idf(s) for s in set(stems) if _held(s, held)) / total if total else 1.0
+        return sum(self.idf(s) for s in set(stems) if is_held(s, held)) / total if total else 1.0
 
 
-def _held(stem: str, held: Collection[str]) -> bool:
+def is_held(stem: str, held: Collection[str]) -> bool:
     """Whether a stem stands among others, or a longer or shorter form of it (`pay`, `payment`)."""
-    return stem in held or any(_is_derived(stem, other) or _is_derived(other, stem) for other in held)
-
-
-def _is_derived(longer: str, shorter: str) -> bool:
-    return len(shorter) > 2 and longer.startswith(shorter) and longer[len(shorter) :] in _ENDINGS
+    if stem in held:
+        return True
+    longer = (stem + ending for ending in _ENDINGS if len(stem) > 2)
+    shorter = (stem[: -len(ending)] for ending in _ENDINGS if stem.endswith(ending) and len(stem) - len(ending) > 2)
+    return any(form in held for form in (*longer, *shorter))
 
 
 @lru_cache(maxsize=1024)
@@ -226,7 +226,7 @@ def _judge_claim(question: str, answer: str, read: _Passage) -> Flaw | None:
     said = _SAID.match(answer)
     claim = question if said else answer
     explained = set(content_stems(answer))
-    is_known = any(_held(stem, own) for stem in explained for own in read.stems)
+    is_known = any(is_held(stem, own) for stem in explained for own in read.stems)
     is_no = said is not None and said[1].lower() == "no"  # what follows a no is what the passage says instead
     sentence, share = _best_sentence(explained if is_known and not is_no else asked, asked, read)
     is_denied = _has_negation(sentence) != _has_negation(claim)
@@ -237,7 +237,7 @@ def _judge_claim(question: str, answer: str, read: _Passage) -> Flaw | None:
     if said:
         held = frozenset().union(*read.stems)
         if read.share(asked, held) < MIN_CLAIM:
-            missing = ", ".join(sorted(stem for stem in asked if not _held(stem, held)))
+            missing = ", ".join(sorted(stem for stem in asked if not is_held(stem, held)))
             return "claim_not_in_passage", f"yes, but the passage lacks {missing}"
         if set(_words(question)) & _UNIVERSAL and set(_words(sentence)) & {"only", "unless", "except"}:
             return "contradicts_passage", f"yes to a general claim, but: {sentence[:80]}"
@@ -307,7 +307,7 @@ def _judge_words(question: str, answer: str, read: _Passage) -> Flaw | None:
     if not own:
         return None
     everywhere = set().union(*read.stems)
-    support = sum(_held(stem, everywhere) for stem in own) / len(own)
+    support = sum(is_held(stem, everywhere) for stem in own) / len(own)
     is_name = len(_words(answer)) <= 3  # too short for a paraphrase
     if support < MIN_SUPPORT or (is_name and support == MIN_SUPPORT):
         return "not_in_passage", f"{support:.2f} of the answer's words"

@@ -9,7 +9,7 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def export_sample(
         }
         for row in rows
     ]
-    write_atomic(path, _as_csv(table) if path.suffix == ".csv" else _as_parquet(table))
+    write_atomic(path, as_csv(table, COLUMNS) if path.suffix == ".csv" else _as_parquet(table))
     return len(table)
 
 
@@ -112,9 +112,10 @@ def _draw(rows: Sequence[dict[str, Any]], n: int, seed: int) -> list[dict[str, A
     return [row for row in rows if row["example_id"] in chosen]
 
 
-def _as_csv(table: Iterable[dict[str, Any]]) -> bytes:
+def as_csv(table: Iterable[Mapping[str, str]], columns: Sequence[str]) -> bytes:
+    """Return rows as a CSV file that a spreadsheet opens as text; `as_written` takes back what it adds to a cell."""
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, COLUMNS)
+    writer = csv.DictWriter(buffer, columns)
     writer.writeheader()
     for row in table:
         writer.writerow({name: f"'{cell}" if _FORMULA.match(cell) else cell for name, cell in row.items()})
@@ -212,11 +213,12 @@ def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for record in records:
         if isinstance(record, Problem):
             raise UserError(record.sentence)
-        yield record.place, {name: cell[1:] if _is_quoted(cell) else cell for name, cell in record.data.items()}
+        yield record.place, {name: as_written(cell) for name, cell in record.data.items()}
 
 
-def _is_quoted(cell: str) -> bool:
-    return cell.startswith("'") and _FORMULA.match(cell) is not None
+def as_written(cell: str) -> str:
+    """Return a cell of a file that `as_csv` made as it was before."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:

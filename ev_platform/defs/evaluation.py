@@ -1,29 +1,77 @@
 """Assets and checks of the stage `evaluation`: answers of every system, and what they say."""
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from ev_platform import encoder, engine, evaluation, pooling, prompting, retrieval
+from ev_platform import encoder, engine, evaluation, pooling, prompting, registry, retrieval
+from ev_platform.dataset import grounding, quantities
 from ev_platform.defs.resources import StoreResource, Table
-from ev_platform.defs.stage import build, spec, table_check, tasks_partitions
+from ev_platform.defs.stage import build, markdown_table, spec, table_check, tasks_partitions
+from ev_platform.defs.training import CODE_EXPORT, CODE_SERVING, CODE_TRAIN, answers_of, trainer
+from ev_platform.errors import UserError
+from ev_platform.evaluation import (
+    abstention,
+    answering,
+    floors,
+    groundedness,
+    labels,
+    local_metric,
+    metrics,
+    plots,
+    predicting,
+    seeds,
+    statistics,
+    summary,
+    systems,
+)
+from ev_platform.evaluation.names import METRIC_NAMES
 from ev_platform.evaluation.pages import write_report
-from ev_platform.evaluation.summary import deciding_metric, summarise
-from ev_platform.storage import Record, code_version
+from ev_platform.records import to_frame
+from ev_platform.registry import releases
+from ev_platform.storage import Record, Store, code_version, fingerprint
+from ev_platform.tasks import Task
 from ev_platform.tasks.types import TASK_TYPES, get_task_type
+from ev_platform.training.loop import Job
+from ev_platform.training.recipes import Recipe
 
 GROUP = "evaluation"
-TYPES = [sys.modules[type(task_type).__module__] for task_type in TASK_TYPES.values()]
-CODE = code_version(evaluation, encoder, engine, pooling, prompting, retrieval, *TYPES)
+_TYPES = [sys.modules[type(task_type).__module__] for task_type in TASK_TYPES.values()]
+# Not the whole package: another colour in a plot must not have every question answered again.
+ANSWERING = (predicting, answering, systems, floors, metrics, labels, abstention, groundedness, local_metric)
+CODE = code_version(
+    *ANSWERING, encoder, engine, grounding, pooling, prompting, quantities, releases, retrieval, *_TYPES
+)
+CODE_REPORT = code_version(summary, statistics, metrics, labels, local_metric)
+CODE_SEEDS = fingerprint([CODE, CODE_TRAIN, CODE_EXPORT, CODE_SERVING, code_version(seeds, summary)])[:16]
+# Of the rows' differences between two systems, before any have answered: as if one of the two were right and the other
+# wrong on a quarter of the rows, either as often as the other.
+ASSUMED_SD = 0.5
+
+
+def _answering(task: Task) -> dict[str, Any]:
+    """Return what decides answers and their scores beside tables and code."""
+    config = task.config
+    return {
+        "instructions": task.instructions,
+        "type": config.type,
+        "no_answer": config.no_answer,
+        "retrieval": config.retrieval.model_dump(mode="json"),
+        "evaluation": config.evaluation.model_dump(mode="json", include={"max_rows", "max_new_tokens"}),
+        "libraries": metrics.libraries(),
+    }
 
 
 @dg.asset(
     partitions_def=tasks_partitions,
     code_version=CODE,
-    **spec("predictions", "Answers of base and tuned model, with and without passages, to the benchmark.", GROUP),
+    **spec(
+        "predictions", "Answers to the benchmark of base and tuned model, floors, champion and teacher, scored.", GROUP
+    ),
 )
 def predictions(
     context: dg.AssetExecutionContext,
@@ -31,120 +79,249 @@ def predictions(
     benchmark: Table,
     chunks: Table,
     chunk_vectors: Table,
+    training_set: Table,
+    teacher_answers: Table,
     base_serving_model: Table,
     serving_model: Table,
 ) -> Iterator[dg.Output[Record]]:
     """Ask every system every question."""
-    task = store.task(context.partition_key)
+    task, opened = store.task(context.partition_key), store.store()
     task_type = get_task_type(task.config.type)
-    instructions = task.instructions
-    yield from build(
-        context,
-        store,
-        ["predictions"],
-        inputs={
-            "benchmark": benchmark,
-            "chunks": chunks,
-            "chunk_vectors": chunk_vectors,
-            "base_serving_model": base_serving_model,
-            "serving_model": serving_model,
-        },
-        config={
-            "instructions": instructions,
-            "type": task.config.type,
-            "retrieval": task.config.retrieval.model_dump(mode="json"),
-            "evaluation": task.config.evaluation.model_dump(mode="json"),
-        },
-        code=CODE,
-        compute=lambda: {
-            "predictions": evaluation.predict(
-                benchmark.frame,
-                chunks.frame,
-                {
-                    name: (table.frame.item(0, "artifact_id"), engine.load_engine(table.artifact))
-                    for name, table in (("base", base_serving_model), ("tuned", serving_model))
-                },
-                task_type,
-                instructions,
-                task.config,
-                chunk_vectors.frame,
-            )
-        },
+    inputs = {"benchmark": benchmark, "chunks": chunks, "chunk_vectors": chunk_vectors}
+    inputs |= {"base_serving_model": base_serving_model, "serving_model": serving_model}
+    # What takes no part does not make the answers stale.
+    rows = evaluation.evaluated_rows(benchmark.frame, task.config.evaluation.max_rows)
+    if systems.answers_by_teacher(rows, teacher_answers.frame).height:
+        inputs["teacher_answers"] = teacher_answers
+    if task_type.has_classes:
+        inputs["training_set"] = training_set
+    reference = registry.reference_of(
+        opened,
+        task.name,
+        serving_model_id=serving_model.frame.item(0, "artifact_id"),
+        chunks_fingerprint=chunks.fingerprint,
+        benchmark_fingerprint=benchmark.fingerprint,
     )
+    left_out: dict[str, str] = {}
+
+    def compute() -> dict[str, pl.DataFrame]:
+        champion = _load_champion(opened, task, reference, left_out)
+        answers = evaluation.predict(
+            benchmark.frame,
+            chunks.frame,
+            {
+                name: (table.frame.item(0, "artifact_id"), engine.load_engine(table.artifact))
+                for name, table in (("base", base_serving_model), ("tuned", serving_model))
+            },
+            task_type,
+            task.instructions,
+            task.config,
+            vectors=chunk_vectors.frame,
+            training_set=training_set.frame,
+            teacher_answers=teacher_answers.frame,
+            champion=champion,
+        )
+        return {"predictions": answers}
+
+    config = {**_answering(task), "champion": reference}
+    for output in build(context, store, ["predictions"], inputs=inputs, config=config, code=CODE, compute=compute):
+        for reason in left_out.values():
+            context.log.warning(f"The champion takes no part: {reason}")
+        yield output.with_metadata({**output.metadata, **left_out})
+
+
+def _load_champion(
+    store: Store, task: Task, reference: str | None, left_out: dict[str, str]
+) -> registry.Release | None:
+    if reference is None:
+        return None
+    try:
+        return registry.load_release(store, task, reference, needs_corpus=False)
+    except UserError as error:
+        # A champion that can no longer answer must not keep its successor from being evaluated.
+        left_out["champion_left_out"] = str(error)
+        return None
 
 
 @dg.asset(
     partitions_def=tasks_partitions,
-    code_version=CODE,
+    code_version=CODE_REPORT,
     **spec("eval_report", "Scores with 95 % intervals, paired differences, the verdict, and a page to read.", GROUP),
 )
 def eval_report(
-    context: dg.AssetExecutionContext, store: StoreResource, predictions: Table, adapter: Table, chunks: Table
+    context: dg.AssetExecutionContext, store: StoreResource, predictions: Table
 ) -> Iterator[dg.Output[Record]]:
     """Summarise the predictions and write the report."""
     task, opened = store.task(context.partition_key), store.store()
-    config, task_type = task.config.evaluation, get_task_type(task.config.type)
+    task_type = get_task_type(task.config.type)
+    resamples, seed = task.config.evaluation.bootstrap, task.config.dataset.seed
     for output in build(
         context,
         store,
         ["eval_report"],
         inputs={"predictions": predictions},
-        config={"bootstrap": config.bootstrap, "seed": task.config.dataset.seed, "type": task_type.name},
-        code=CODE,
+        config={"bootstrap": resamples, "seed": seed, "type": task_type.name, "libraries": metrics.libraries()},
+        code=CODE_REPORT,
         compute=lambda: {
-            "eval_report": summarise(
-                predictions.frame,
-                resamples=config.bootstrap,
-                seed=task.config.dataset.seed,
-                is_labels=not task_type.has_corpus,
+            "eval_report": summary.summarise(
+                predictions.frame, resamples=resamples, seed=seed, is_labels=not task_type.has_corpus
             )
         },
     ):
-        page, verdict = write_report(
-            opened, task, opened.read("eval_report", task.name), predictions.frame, adapter.frame
-        )
+        page, verdict = write_report(opened, task)
+        scores = opened.read("eval_report", task.name)
+        images = {"scores": plots.scores_image(scores), "differences": plots.differences_image(scores)}
         yield output.with_metadata(
             {
                 **output.metadata,
                 "verdict": verdict.verdict,
                 "reason": verdict.reason,
                 "report": dg.MetadataValue.path(str(page)),
+                **{name: dg.MetadataValue.md(image) for name, image in images.items() if image},
             }
         )
 
 
-@table_check("eval_report")
-def tuned_beats_base(eval_report: Table) -> dg.AssetCheckResult:
-    """Tuned is better than base on equal terms, by the task type's metric: the 95 % interval lies above zero."""
-    task_type = get_task_type(eval_report.record.config["type"])
-    metric = deciding_metric(task_type)
-    # On equal terms: both with passages where the type's last tuned system has them.
-    took_part = set(eval_report.frame["system"])
-    tuned, _, has_passages = [s for s in task_type.systems() if s[1] == "tuned" and s[0] in took_part][-1]
-    (base,) = (name for name, model, passages in task_type.systems() if (model, passages) == ("base", has_passages))
-    row = eval_report.frame.filter(
-        (pl.col("system") == tuned) & (pl.col("compared_to") == base) & (pl.col("metric") == metric)
-    ).to_dicts()[0]
+@dg.asset(
+    partitions_def=tasks_partitions,
+    code_version=CODE_SEEDS,
+    **spec("seed_scores", "Scores of the recipe trained with other seeds; empty without evaluation.seeds.", GROUP),
+)
+def seed_scores(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    base_model: Table,
+    adapter: Table,
+    training_set: Table,
+    validation_set: Table,
+    benchmark: Table,
+    chunks: Table,
+    chunk_vectors: Table,
+    predictions: Table,
+) -> Iterator[dg.Output[Record]]:
+    """Train the recipe again with each seed, and let what comes of it answer the benchmark."""
+    task = store.task(context.partition_key)
+    wanted, task_type = task.config.evaluation.seeds, get_task_type(task.config.type)
+    trained_on = {"training_set": training_set, "validation_set": validation_set}
+    asked = {"benchmark": benchmark, "chunks": chunks, "chunk_vectors": chunk_vectors, "predictions": predictions}
+    inputs = {"base_model": base_model, "adapter": adapter, **trained_on, **asked} if wanted else {}
+    config = {"seeds": list(wanted), **(_answering(task) if wanted else {})}
+
+    def compute() -> dict[str, pl.DataFrame]:
+        _refuse_other_rows(adapter, trained_on)
+        return {
+            "seed_scores": seeds.score_seeds(
+                wanted,
+                _job_of(task, store.store(), base_model, adapter, training_set, validation_set),
+                predictions.frame,
+                lambda model: evaluation.predict(
+                    benchmark.frame,
+                    chunks.frame,
+                    {"tuned": (model.parent.name, engine.load_engine(model))},
+                    task_type,
+                    task.instructions,
+                    task.config,
+                    vectors=chunk_vectors.frame,
+                ),
+                {"code": CODE_SEEDS, **config, **{name: table.fingerprint for name, table in inputs.items()}},
+                trainer(),
+                is_labels=not task_type.has_corpus,
+            )
+        }
+
+    for output in build(
+        context,
+        store,
+        ["seed_scores"],
+        inputs=inputs,
+        config=config,
+        code=CODE_SEEDS,
+        compute=compute if wanted else lambda: {"seed_scores": to_frame("seed_scores", [])},
+    ):
+        spread = seeds.spread_over_seeds(store.store().read("seed_scores", task.name))
+        shown = {"spread": dg.MetadataValue.md(markdown_table(spread))} if spread.height else {}
+        yield output.with_metadata({**output.metadata, **shown})
+
+
+def _refuse_other_rows(adapter: Table, trained_on: Mapping[str, Table]) -> None:
+    known = json.loads(adapter.frame.item(0, "inputs"))
+    for name, table in trained_on.items():
+        if known[name] != table.fingerprint:
+            raise UserError(
+                f"The table {name} has changed since the model was trained, so that other seeds could not be compared "
+                f"with it: run `ev-platform run --task {table.record.task}`."
+            )
+
+
+def _job_of(
+    task: Task, store: Store, base_model: Table, adapter: Table, training_set: Table, validation_set: Table
+) -> Job:
+    folder, answers = store.root / "seeds", answers_of(task)
+    recipe = Recipe.model_validate_json(adapter.frame.item(0, "recipe"))
+    rows = (training_set.frame, validation_set.frame)
+    return Job(base_model.artifact, *rows, recipe, answers.labels, answers.no_answer, folder, folder)
+
+
+@table_check("benchmark")
+def benchmark_can_decide(store: StoreResource, benchmark: Table) -> dg.AssetCheckResult:
+    """There are rows enough for a verdict; tells how large a difference they can show, before anything is trained."""
+    task = store.task(benchmark.record.task)
+    task_type, min_rows = get_task_type(task.config.type), task.config.promotion.min_rows
+    n_rows = min(benchmark.record.n_rows, task.config.evaluation.max_rows)
+    known = summary.sd_of_difference(store.store().read("predictions", task.name), task_type)
+    sd, source = (known, "as in the last predictions") if known else (ASSUMED_SD, "assumed, as there are none yet")
+    metric = METRIC_NAMES[summary.deciding_metric(task_type)]
+    told, figures = f"{n_rows} test rows", {"rows": n_rows, "min_rows": min_rows, "sd": sd}
+    if n_rows < min_rows:
+        told += f" of at least {min_rows}: every verdict will be inconclusive; write more"
+    if n_rows > 1:
+        figures["minimum_detectable_effect"] = effect = statistics.minimum_detectable_effect(n_rows, sd)
+        told += (
+            f". A true difference in {metric} of {effect:.3f} is found four times in five (standard deviation of the "
+            f"rows' differences {sd:.2f}, {source})"
+        )
     return dg.AssetCheckResult(
-        passed=row["low"] is not None and row["low"] > 0,
+        passed=n_rows >= min_rows, severity=dg.AssetCheckSeverity.WARN, description=f"{told}.", metadata=figures
+    )
+
+
+@table_check("eval_report")
+def tuned_beats_base(store: StoreResource, eval_report: Table) -> dg.AssetCheckResult:
+    """Tuned is better than base on equal terms, by the task type's metric: interval, test and number of rows say so."""
+    task_type = get_task_type(eval_report.record.config["type"])
+    metric = summary.deciding_metric(task_type)
+    tuned, base = summary.equal_terms(task_type, set(eval_report.frame["system"]))
+    difference = summary.differences_of(eval_report.frame, metric)[tuned, base]
+    figures = {name: getattr(difference, name) for name in ("value", "low", "high", "p_value", "n_rows")}
+    return dg.AssetCheckResult(
+        passed=difference.is_better(store.task(eval_report.record.task).config.promotion.min_rows),
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
             "compared": f"{metric} of {tuned} with {base}",
-            **{key: row[key] for key in ("value", "low", "high", "n_rows") if row[key] is not None},
+            **{name: value for name, value in figures.items() if value is not None},
         },
     )
 
 
 @table_check("predictions", "benchmark", is_blocking=True)
 def every_system_answered(predictions: Table, benchmark: Table) -> dg.AssetCheckResult:
-    """Every system answered the same benchmark rows once."""
-    counts = predictions.frame.group_by("system").agg(pl.len().alias("n"), pl.col("example_id").n_unique().alias("ids"))
-    sizes = {value for row in counts.select("n", "ids").rows() for value in row}
+    """Base and tuned model are there, and every system answered the same benchmark rows once."""
+    frame = predictions.frame
+    answered = {
+        name: sorted(rows["example_id"]) for (name,), rows in frame.partition_by("system", as_dict=True).items()
+    }
+    models = {
+        model for name, model, _ in get_task_type(predictions.record.config["type"]).systems() if name in answered
+    }
+    wanted = next(iter(answered.values()), [])
     return dg.AssetCheckResult(
-        passed=len(sizes) == 1 and max(sizes) <= benchmark.record.n_rows,
-        metadata=dict(counts.select("system", "n").sort("system").rows()),
+        passed=models == {"base", "tuned"}
+        and len(set(wanted)) == len(wanted)
+        and set(wanted) <= set(benchmark.frame["example_id"])
+        and all(rows == wanted for rows in answered.values()),
+        metadata={name: len(rows) for name, rows in sorted(answered.items())},
     )
 
 
-assets: list[Any] = [predictions, eval_report]
-checks = [tuned_beats_base, every_system_answered]
+assets: list[Any] = [predictions, eval_report, seed_scores]
+checks = [benchmark_can_decide, tuned_beats_base, every_system_answered]

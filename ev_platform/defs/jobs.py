@@ -1,10 +1,14 @@
-"""Jobs that a person starts from the UI: one for each stage, and everything."""
+"""Jobs that a person starts from the UI: one for each stage, everything, and decisions about a model's versions."""
 
-from __future__ import annotations
+import getpass
 
 import dagster as dg
+from pydantic import Field
 
+from ev_platform.defs.resources import StoreResource
 from ev_platform.defs.stage import tasks_partitions
+from ev_platform.records import Promotion
+from ev_platform.registry import promotion, prune
 
 STAGES = ("collect", "corpus", "dataset", "training", "evaluation", "registry")
 
@@ -14,7 +18,7 @@ _DESCRIPTIONS = {
     "dataset": "Make and check training, validation and test rows.",
     "training": "Train the adapter, merge and export it.",
     "evaluation": "Let every system answer the benchmark.",
-    "registry": "Register the model, and promote it if it is better.",
+    "registry": "Register the model, judge it, and promote it if it is better.",
 }
 
 
@@ -28,6 +32,93 @@ def select(*stages: str) -> dg.AssetSelection:
     if {"corpus", "dataset"} & set(stages):
         selection = selection | dg.AssetSelection.assets("base_model")
     return selection
+
+
+class _Task(dg.Config):
+    task: str = Field(description="Whose model.")
+
+
+class _Decision(_Task):
+    reason: str = Field(description="Why; it is recorded with the decision.")
+    by: str = Field(default="", description="Who decides; the login that runs Dagster if empty.")
+
+
+class PromoteConfig(_Decision):
+    """Which version becomes champion."""
+
+    version: str = Field(description="Version or alias, such as candidate.")
+    override: bool = Field(default=False, description="Promote it though it did not pass the gate.")
+
+
+class RollbackConfig(_Decision):
+    """Which version answers again."""
+
+    version: str | None = Field(default=None, description="A former champion; the previous one if empty.")
+
+
+class PruneConfig(_Task):
+    """Which weights stay."""
+
+    keep_last: int = Field(default=3, ge=0, description="How many of the newest versions are kept.")
+    keep: list[str] = Field(default=[], description="Further versions to keep.")
+    apply: bool = Field(default=False, description="Do it; else it is only listed.")
+
+
+@dg.op
+def promote_version(context: dg.OpExecutionContext, config: PromoteConfig, store: StoreResource) -> None:
+    """Make a version champion; running endpoints swap it in."""
+    by = config.by or getpass.getuser()
+    version, override = config.version, config.override
+    _log(
+        context,
+        config.task,
+        promotion.promote(store.store(), config.task, version, reason=config.reason, by=by, override=override),
+    )
+
+
+@dg.op
+def roll_back(context: dg.OpExecutionContext, config: RollbackConfig, store: StoreResource) -> None:
+    """Let a former champion answer again; running endpoints swap it in."""
+    by = config.by or getpass.getuser()
+    _log(
+        context,
+        config.task,
+        promotion.rollback(store.store(), config.task, reason=config.reason, by=by, version=config.version),
+    )
+
+
+def _log(context: dg.OpExecutionContext, task: str, row: Promotion) -> None:
+    said = {"outcome": row.decision, "reason": row.reason, "champion": row.champion_after or "", "by": row.decided_by}
+    # Seen on the asset's page too, beside what the gate decided.
+    context.log_event(dg.AssetMaterialization("promotions", partition=task, metadata={"unchanged": False, **said}))
+    context.log.info(f"{row.decision}: {row.champion_after} answers in the place of {row.champion_before or 'none'}")
+
+
+@dg.op
+def prune_weights(context: dg.OpExecutionContext, config: PruneConfig, store: StoreResource) -> None:
+    """Take weights off the disk that no alias, none of the newest versions and no named one needs."""
+    plan = prune.prune(store.store(), config.task, keep_last=config.keep_last, keep=config.keep, apply=config.apply)
+    context.add_output_metadata({"folders": list(plan.folders), "versions": list(plan.versions), "bytes": plan.n_bytes})
+    done = "removed" if config.apply else "would remove"
+    context.log.info(f"{done} {len(plan.folders)} folders, {plan.n_bytes} bytes")
+
+
+@dg.job(description="Make a version of a task's model champion.")
+def promote() -> None:
+    """Promote."""
+    promote_version()
+
+
+@dg.job(description="Let a former champion of a task answer again.")
+def rollback() -> None:
+    """Roll back."""
+    roll_back()
+
+
+@dg.job(name="prune", description="Take weights off the disk that are no longer needed; a list unless told otherwise.")
+def prune_job() -> None:
+    """Prune."""
+    prune_weights()
 
 
 _INGEST = ("collect", "corpus")
@@ -64,6 +155,9 @@ jobs = [
     dg.define_asset_job(
         "lineage", dg.AssetSelection.groups("lineage"), description="Rebuild the catalogue's views of the lineage."
     ),
+    promote,
+    rollback,
+    prune_job,
 ]
 
 jobs_by_name = {job.name: job for job in jobs}

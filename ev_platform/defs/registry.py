@@ -1,4 +1,4 @@
-"""The asset of the stage `registry`: one immutable version for each new model."""
+"""Assets and checks of the stage `registry`: a version for each new model, what it has to show, and who answers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,22 +6,28 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from ev_platform import registry
+from ev_platform import registry, serving
+from ev_platform.dataset import overlap
 from ev_platform.defs.resources import StoreResource, Table
-from ev_platform.defs.stage import build, spec, tasks_partitions
-from ev_platform.evaluation.report import METRIC_NAMES
-from ev_platform.evaluation.statistics import verdict
-from ev_platform.evaluation.summary import deciding_metric, differences_of
+from ev_platform.defs.stage import build, markdown_table, spec, table_check, tasks_partitions
+from ev_platform.evaluation.pages import write_report
+from ev_platform.evaluation.summary import judge as judge_scores
+from ev_platform.registry import evidence, gate, promotion, versions
+from ev_platform.registry.note import write_note
 from ev_platform.storage import Record, code_version
 from ev_platform.tasks.types import get_task_type
 
-CODE = code_version(registry)
+GROUP = "registry"
+CODE = code_version(versions)
+# With all of serving: the replay before a promotion goes through it.
+CODE_GATE = code_version(gate, evidence, overlap, serving)
+CODE_PROMOTION = code_version(promotion)
 
 
 @dg.asset(
     partitions_def=tasks_partitions,
     code_version=CODE,
-    **spec("registered_model", "Every version of the task's model, and which of them is champion.", "registry"),
+    **spec("registered_model", "Every version of the task's model, and what it was made from.", GROUP),
 )
 def registered_model(
     context: dg.AssetExecutionContext,
@@ -33,15 +39,15 @@ def registered_model(
     benchmark: Table,
     eval_report: Table,
 ) -> Iterator[dg.Output[Record]]:
-    """Register the model; it becomes champion if the verdict is to ship it."""
-    task, opened = context.partition_key, store.store()
-    folder = store.task(task)
-    task_type = get_task_type(folder.config.type)
-    metric = deciding_metric(task_type)
-    judged = verdict(differences_of(eval_report.frame, metric), METRIC_NAMES[metric])
-    settings = registry.serving_settings(folder, judged.verdict)
+    """Register the model as a candidate."""
+    task, opened = store.task(context.partition_key), store.store()
+    task_type = get_task_type(task.config.type)
+    verdict = judge_scores(eval_report.frame, task_type, task.config.promotion.min_rows)
+    settings = registry.serving_settings(task, verdict.verdict)
     template = registry.template_fingerprint(serving_model.artifact, task_type)
-    scores = eval_report.frame.filter(pl.col("compared_to").is_null())
+    scores = eval_report.frame.filter(
+        pl.col("compared_to").is_null() & ~pl.col("metric").str.starts_with("confusion/")
+    ).select("system", "metric", "value")
     for output in build(
         context,
         store,
@@ -53,26 +59,145 @@ def registered_model(
             "benchmark": benchmark,
             "eval_report": eval_report,
         },
-        config={"serving": settings, "template": template},
+        config={
+            "serving": settings,
+            "template": template,
+            "verdict": verdict.verdict,
+            "answering_code": registry.answering_code(task_type),
+        },
         code=CODE,
         compute=lambda: {
             "registered_model": registry.register(
                 opened,
-                task,
+                task.name,
                 serving_model=serving_model.frame,
                 adapter=adapter.frame,
                 training_set=(training_set.version, training_set.fingerprint),
                 chunks=(chunks.version, chunks.fingerprint),
                 serving=settings,
                 benchmark_fingerprint=benchmark.fingerprint,
+                git_commit=eval_report.record.git_commit,
                 template=template,
-                verdict=judged.verdict,
-                reason=judged.reason,
-                scores={f"{s}/{m}": v for s, m, v in scores.select("system", "metric", "value").rows()},
+                verdict=verdict.verdict,
+                reason=verdict.reason,
+                scores={f"{system}/{metric}": value for system, metric, value in scores.rows()},
             )
         },
     ):
-        yield output.with_metadata({**output.metadata, "aliases": registry.apply_aliases(opened, task)})
+        yield output.with_metadata({**output.metadata, "aliases": registry.name_candidate(opened, task.name)})
 
 
-assets: list[Any] = [registered_model]
+@dg.asset(
+    partitions_def=tasks_partitions,
+    code_version=CODE_GATE,
+    **spec("promotion_gate", "What the newest version has to show before it answers, and whether it does.", GROUP),
+)
+def promotion_gate(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    registered_model: Table,
+    eval_report: Table,
+    predictions: Table,
+    benchmark: Table,
+    general_answers: Table,
+    adapter: Table,
+    merged_model: Table,
+    serving_model: Table,
+    base_serving_model: Table,
+) -> Iterator[dg.Output[Record]]:
+    """Judge the newest version by the margins of config.yaml."""
+    task, opened = store.task(context.partition_key), store.store()
+    champion = predictions.record.config.get("champion")  # the version that took part in the evaluation
+    tables = {
+        "eval_report": eval_report,
+        "predictions": predictions,
+        "benchmark": benchmark,
+        "general_answers": general_answers,
+        "adapter": adapter,
+        "merged_model": merged_model,
+        "serving_model": serving_model,
+        "base_serving_model": base_serving_model,
+    }
+
+    def compute() -> dict[str, pl.DataFrame]:
+        found = evidence.collect(
+            opened,
+            task,
+            champion,
+            version=registered_model.frame.tail(1).to_dicts()[0],
+            tables={name: table.frame for name, table in tables.items()},
+        )
+        return {"promotion_gate": gate.judge(found, get_task_type(task.config.type), task.config.promotion)}
+
+    yield from build(
+        context,
+        store,
+        ["promotion_gate"],
+        inputs={"registered_model": registered_model, **tables},
+        config={"promotion": task.config.promotion.model_dump(mode="json"), "champion": champion},
+        code=CODE_GATE,
+        compute=compute,
+    )
+
+
+def _check_of(name: str, asks: str) -> dg.AssetChecksDefinition:
+    def check(promotion_gate: Table) -> dg.AssetCheckResult:
+        (row,) = promotion_gate.frame.filter(pl.col("check") == name).to_dicts()
+        return dg.AssetCheckResult(
+            passed=row["passed"],
+            severity=dg.AssetCheckSeverity.WARN,
+            description=row["reason"],
+            metadata={key: row[key] for key in ("model_version", "champion", "value", "limit") if row[key] is not None},
+        )
+
+    check.__name__, check.__doc__ = name, asks
+    return table_check("promotion_gate")(check)
+
+
+@dg.asset(
+    # Shown on the report's page, which is written once more when all is decided.
+    deps=["benchmark_versions", "inference_benchmark", "pair_judgements", "retrieval_report", "seed_scores"],
+    partitions_def=tasks_partitions,
+    code_version=CODE_PROMOTION,
+    **spec("promotions", "Every decision about which version answers, the gate's and people's.", GROUP),
+)
+def promotions(
+    context: dg.AssetExecutionContext, store: StoreResource, promotion_gate: Table
+) -> Iterator[dg.Output[Record]]:
+    """Let the newest version take the champion's place if it passed; write down what was decided and why."""
+    task, opened = store.task(context.partition_key), store.store()
+    with registry.locked(opened, task.name):
+        decisions, outcome = promotion.decide(opened, task.name, promotion_gate.frame)
+        outputs = list(
+            build(
+                context,
+                store,
+                ["promotions"],
+                inputs={"promotion_gate": promotion_gate},
+                config={},
+                code=CODE_PROMOTION,
+                compute=lambda: {"promotions": decisions},
+                force=outcome.outcome != promotion.NOTHING,
+            )
+        )
+        aliases = promotion.settle(opened, task.name)
+    note = write_note(opened, task.name, promotion_gate.frame, outcome)
+    write_report(opened, task)
+    context.log.info(f"{outcome.outcome}: {outcome.reason}")
+    for output in outputs:
+        yield output.with_metadata(
+            {
+                **output.metadata,
+                "outcome": outcome.outcome,
+                "reason": outcome.reason,
+                "aliases": aliases,
+                "checks": dg.MetadataValue.md(
+                    markdown_table(promotion_gate.frame.select("check", "passed", "reason"), 200)
+                ),
+                "note": dg.MetadataValue.path(str(note)),
+            }
+        )
+
+
+assets: list[Any] = [registered_model, promotion_gate, promotions]
+checks = [_check_of(name, asks) for name, asks in gate.CHECKS.items()]

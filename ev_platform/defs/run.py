@@ -36,12 +36,17 @@ class RunResult:
         unchanged: Tables for which nothing had to be computed.
         computed: Tables that have a new version.
         failed_checks: Names of checks that did not pass but did not stop the run.
+        outcome: What it means for the endpoint: "promoted", "kept" or "nothing changed"; empty where the run did not
+            come to that.
+        reason: Why, in a sentence.
     """
 
     run_id: str
     unchanged: tuple[str, ...]
     computed: tuple[str, ...]
     failed_checks: tuple[str, ...]
+    outcome: str = ""
+    reason: str = ""
 
 
 def dagster_home(data_root: Path) -> Path:
@@ -108,13 +113,15 @@ def materialize(
         )
         if not result.success:
             raise UserError(_failure(result))
-        unchanged, computed = [], []
+        unchanged, computed, decided = [], [], {}
         for event in result.get_asset_materialization_events():
             materialization = event.step_materialization_data.materialization
             is_unchanged = materialization.metadata["unchanged"].value
             (unchanged if is_unchanged else computed).append(materialization.asset_key.path[-1])
+            if materialization.asset_key.path[-1] == "promotions":
+                decided = {name: str(materialization.metadata[name].value) for name in ("outcome", "reason")}
         failed = [e.check_name for e in result.get_asset_check_evaluations() if not e.passed]
-        return RunResult(result.run_id, tuple(unchanged), tuple(computed), tuple(failed))
+        return RunResult(result.run_id, tuple(unchanged), tuple(computed), tuple(failed), **decided)
 
 
 def _asset_keys(defs: dg.Definitions, stages: Sequence[str]) -> list[dg.AssetKey]:

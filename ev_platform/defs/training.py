@@ -69,7 +69,7 @@ def base_model(context: dg.AssetExecutionContext, store: StoreResource) -> Itera
     )
 
 
-def _trainer() -> Any:
+def trainer() -> Any:
     """Return what runs a job on this machine: in this process, or on `EV_TRAIN_WORKERS` workers."""
     workers = get_settings().train_workers
     return partial(train_distributed, n_workers=workers) if workers > 1 else train_here
@@ -120,7 +120,7 @@ def sweep_trials(
             training_set.frame,
             validation_set.frame,
             {**fingerprints, "code": CODE_TRAIN},
-            _trainer(),
+            trainer(),
         )
 
     yield from build(
@@ -179,7 +179,7 @@ def train(
                 fingerprints,
                 CODE_TRAIN,
                 log=lambda metrics, step: run.log(metrics, step=step),
-                train=_trainer(),
+                train=trainer(),
             )
             track_artifacts(run, task.name, fingerprints, opened.root / tables["adapter"].item(0, "path"))
             return tables

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from ev_platform.evaluation.metrics import score_answers, score_rows
 
+_SCORES = ("exact_match", "token_f1")
+
 
 def squad_v1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return `exact_match` and `f1` as evaluate-v1.1.py does (Rajpurkar et al. 2016).
@@ -22,7 +24,7 @@ def squad_v1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> di
     """
     if not predictions:
         raise ValueError("the scores of no rows are undefined")
-    scores = score_answers(predictions, answers)
+    scores = score_answers(predictions, answers, _SCORES)
     return {"exact_match": _percent(scores["exact_match"].to_list()), "f1": _percent(scores["token_f1"].to_list())}
 
 
@@ -92,9 +94,9 @@ def _check_lengths(predictions: Sequence[str], null_scores: Sequence[float]) -> 
 def _raw_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[list[float], list[float]]:
     flat = [answer for accepted in answers for answer in accepted]
     # An answer of which normalising leaves nothing does not count; a question without another has the empty one.
-    is_empty = dict(zip(flat, score_rows(flat, [""] * len(flat))["exact_match"], strict=True)) if flat else {}
+    is_empty = dict(zip(flat, score_rows(flat, [""] * len(flat), _SCORES)["exact_match"], strict=True)) if flat else {}
     accepted = [[answer for answer in own if not is_empty[answer]] or [""] for own in answers]
-    scores = score_answers(predictions, accepted)
+    scores = score_answers(predictions, accepted, _SCORES)
     exact = scores["exact_match"].to_list()
     # 1.1 has an F1 of 0 for two answers of which normalising leaves nothing, 2.0 has 1; otherwise they are the same,
     # and no answer has a lower F1 than its exact match.

@@ -38,13 +38,21 @@ def materialize_graph(
     result = _materialize(task_name, list(stages or STAGES), force, overrule)
     create_markdown_artifact(
         key="run-" + re.sub(r"[^a-z0-9]+", "-", task_name.lower()),
-        markdown=f"Dagster run `{result.run_id}`\n\n"
-        f"- computed: {', '.join(result.computed) or 'nothing, no change'}\n"
-        f"- unchanged: {', '.join(result.unchanged) or 'nothing'}\n"
-        f"- checks that did not pass: {', '.join(result.failed_checks) or 'none'}\n",
+        markdown=describe_run(result),
         description=f"What the run of {task_name} did.",
     )
     return result
+
+
+def describe_run(result: RunResult) -> str:
+    """Return what a run did, as Markdown: first what it means for the endpoint, then what was computed."""
+    outcome = f"**{result.outcome}**: {result.reason}\n\n" if result.outcome else ""
+    return (
+        f"{outcome}Dagster run `{result.run_id}`\n\n"
+        f"- computed: {', '.join(result.computed) or 'nothing, no change'}\n"
+        f"- unchanged: {', '.join(result.unchanged) or 'nothing'}\n"
+        f"- checks that did not pass: {', '.join(result.failed_checks) or 'none'}\n"
+    )
 
 
 def serve_weekly(task_name: str, cron: str, timezone: str) -> None:

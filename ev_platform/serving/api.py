@@ -1,7 +1,7 @@
 """The HTTP application: one released model, with its retriever if it has one, as OpenAI's chat completions API.
 
-What belongs here: routes, and the path from a question to an answer with its sources. What does not: Ray (`app`),
-keys (`keys`), bodies and their limits (`schemas`, `gate`).
+What belongs here: routes, and the bodies that answers are sent in. What does not: Ray (`app`), keys (`keys`), bodies
+and their limits (`schemas`, `gate`), answering (`worker`), the swap of one version for another (`live`).
 
 Every answer and every refusal carries `x-request-id`, which Ray Serve's proxy sets, on its own refusals too.
 """
@@ -10,27 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import threading
 import time
-import traceback
 import uuid
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
-from ev_platform.engine import Completion
-from ev_platform.errors import UserError
 from ev_platform.retrieval import Hit
 from ev_platform.serving.gate import Gate, error_response
+from ev_platform.serving.live import LiveRelease
 from ev_platform.serving.schemas import (
     AnswerMessage,
     ApiError,
@@ -43,19 +38,14 @@ from ev_platform.serving.schemas import (
     ModelList,
     Source,
     Usage,
+    failure,
 )
+from ev_platform.serving.worker import Answer
 
 if TYPE_CHECKING:
     from ev_platform.registry import Release
 
-# One question is answered at a time and the others wait; at about a second each, the last of 16 waits a quarter of a
-# minute, and nobody gains from waiting longer than that.
-MAX_PENDING = 16
-
-# What happened is in the server's log; it is no business of the client.
-_FAILED = ApiError(500, "The server failed to answer; the fault is not yours.", "internal_error")
-_log = logging.getLogger(__name__)
-
+_CHAT = "/v1/chat/completions"
 ANSWER_DOC = """Answers the one user message: a question, or a text to label.
 
 The prompt is exactly the one the model was evaluated with: the task's instructions, the passages found for the
@@ -66,100 +56,29 @@ option that would change the answer and is not supported.
 answer (`user`, `metadata`) are ignored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A completion and the passages it was made from."""
-
-    completion: Completion
-    hits: list[Hit]
-
-
-def answer_question(release: Release, question: str, max_tokens: int, temperature: float, seed: int) -> Answer:
-    """Retrieve if the model answers from passages, build the prompt and generate. Blocks.
-
-    Raises:
-        ApiError: If prompt and answer do not fit the model's window.
-    """
-    hits = release.retrieve(question)
-    prompt = release.render(question, hits)
-    n_tokens, window = release.engine.count_tokens(prompt), release.engine.window
-    if n_tokens + max_tokens > window:
-        raise ApiError(
-            400,
-            f"The prompt takes {n_tokens} tokens and the answer up to {max_tokens}, which exceeds the model's window "
-            f"of {window}: ask a shorter question.",
-            "context_length_exceeded",
-            "messages",
-        )
-    try:
-        (completion,) = release.engine.generate([prompt], max_new_tokens=max_tokens, temperature=temperature, seed=seed)
-    except UserError as error:  # such as a question that leaves an encoder no room for its passages
-        raise ApiError(400, str(error), "context_length_exceeded", "messages") from error
-    return Answer(completion, hits)
-
-
-class Worker:
-    """Runs answers one after the other in a thread of its own, and refuses what would wait too long.
-
-    The engine is not asked twice at once even if a client goes away meanwhile: its thread finishes the answer first.
-    """
-
-    def __init__(self, release: Release):
-        self._release = release
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="answer")
-        self._slots = threading.BoundedSemaphore(MAX_PENDING)
-
-    async def answer(self, question: str, max_tokens: int, temperature: float, seed: int) -> Answer:
-        """Answer when it is this question's turn.
-
-        Raises:
-            ApiError: 503 if `MAX_PENDING` questions are being answered or waiting, 500 if the engine failed.
-        """
-        if not self._slots.acquire(blocking=False):
-            raise ApiError(503, f"{MAX_PENDING} questions are waiting already: try again in a second.", "overloaded")
-        future = self._thread.submit(answer_question, self._release, question, max_tokens, temperature, seed)
-        future.add_done_callback(lambda _: self._slots.release())
-        try:
-            return await asyncio.wrap_future(future)
-        except ApiError:
-            raise
-        except Exception as error:
-            # Where and what kind, but not the error's own words: those may quote the question.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            _log.error("An answer failed with %s:\n%s", type(error).__name__, where)
-            raise _FAILED from None
-
-    def close(self) -> None:
-        """Drop what waits."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def create_api(release: Release, data_root: Path) -> FastAPI:
-    """Build the application that serves one release.
+def create_api(served: Release | LiveRelease, data_root: Path) -> FastAPI:
+    """Build the application that serves one release at a time.
 
     Args:
-        release: What to serve.
+        served: What to serve; a bare release stays for good.
         data_root: Where `keys.json` lies.
     """
-    task = release.model_version.rpartition("@")[0]
-    loaded_at = int(time.time())
-    worker = Worker(release)
+    live = served if isinstance(served, LiveRelease) else LiveRelease(served)
+    task = live.worker.release.model_version.rpartition("@")[0]
+    # What a request may ask for beside the version.
+    names = {None, task} | ({live.alias.name} if live.alias else set())
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.create_task(live.follow())
         yield
-        worker.close()
+        following.cancel()
+        live.close()
 
     # The interactive pages load scripts from other hosts; the description itself stays.
-    app = FastAPI(
-        title=f"ev-platform: {release.model_version}",
-        description=release.instructions,
-        version=release.model_version,
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-    )
+    app = FastAPI(docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_middleware(Gate, data_root=data_root)
+    app.openapi = lambda: _describe(app, live.worker.release)
     _add_error_handlers(app)
     # `Gate` checks the key; this tells clients of it.
     keyed = [Security(HTTPBearer(auto_error=False, description="A key made with `ev-platform keys create NAME`."))]
@@ -167,22 +86,25 @@ def create_api(release: Release, data_root: Path) -> FastAPI:
     @app.get("/healthz")
     async def healthz() -> Health:
         """Tell that the model is loaded, and which; needs no key."""
-        return Health(status="ok", model=release.model_version)
+        return Health(status="ok", model=live.worker.release.model_version)
 
     @app.get("/v1/models", dependencies=keyed, responses=_errors(401))
     async def models() -> ModelList:
         """List the one served model."""
-        return ModelList(data=[ModelCard(id=release.model_version, created=loaded_at)])
+        worker = live.worker
+        return ModelList(data=[ModelCard(id=worker.release.model_version, created=worker.loaded_at)])
 
     @app.post(
-        "/v1/chat/completions",
+        _CHAT,
         dependencies=keyed,
-        description=f"{ANSWER_DOC}\n\nThe cap of `max_tokens` is {release.max_new_tokens}.",
+        description=ANSWER_DOC,
         responses=_errors(400, 401, 404, 413, 422, 503),
     )
     async def chat_completions(body: ChatRequest, request: Request) -> ChatResponse:
         body.check()
-        if body.model not in (None, task, release.model_version):
+        worker = live.worker  # nothing is awaited before it has the question, so it cannot be swapped out meanwhile
+        release = worker.release
+        if body.model not in names | {release.model_version}:
             raise ApiError(
                 404, f"That model is not served here: ask for {release.model_version}.", "model_not_found", "model"
             )
@@ -199,6 +121,20 @@ def create_api(release: Release, data_root: Path) -> FastAPI:
         return _to_response(release, answer, request.headers.get("x-request-id") or uuid.uuid4().hex)
 
     return app
+
+
+def _describe(app: FastAPI, release: Release) -> dict[str, Any]:
+    """Return the OpenAPI description, which names the version that is served now."""
+    if app.openapi_schema is None or app.openapi_schema["info"]["version"] != release.model_version:
+        described = get_openapi(
+            title=f"ev-platform: {release.model_version}",
+            version=release.model_version,
+            description=release.instructions,
+            routes=app.routes,
+        )
+        described["paths"][_CHAT]["post"]["description"] += f"\n\nThe cap of `max_tokens` is {release.max_new_tokens}."
+        app.openapi_schema = described
+    return app.openapi_schema
 
 
 def _to_response(release: Release, answer: Answer, request_id: str) -> ChatResponse:
@@ -257,4 +193,4 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
-        return error_response(_FAILED)
+        return error_response(failure())

@@ -22,7 +22,7 @@ from ev_platform.errors import UserError
 from ev_platform.serving import keys
 
 if TYPE_CHECKING:
-    from ev_platform.serving.app import Loader
+    from ev_platform.serving.live import Loader
 
 _APP = "ev_platform"
 # Ray's sockets lie up to 66 characters below its folder (/session_<date>_<time>_<pid>/sockets/plasma_store), and a
@@ -47,7 +47,7 @@ def serve(
         task_name: Task.
         data_root: Data folder.
         tasks_dir: Folder of task folders.
-        release_name: Alias or version; None is the champion.
+        release_name: Alias, which is followed wherever it moves, or version; None is the champion.
         host: Address to listen on.
         port: Port to listen on.
         replicas: Copies of the model, each with its share of the CPUs.
@@ -91,7 +91,7 @@ def serving(
         task_name: Task.
         data_root: Data folder.
         tasks_dir: Folder of task folders.
-        release_name: Alias or version; None is the champion.
+        release_name: Alias, which is followed wherever it moves, or version; None is the champion.
         host: Address to listen on.
         port: Port to listen on.
         replicas: Copies of the model, each with its share of the CPUs.
@@ -163,7 +163,8 @@ def _deploy(
     """Start the replicas and wait until requests reach them."""
     from ray import serve as ray_serve
 
-    from ev_platform.serving.app import ModelServer, load_from_registry
+    from ev_platform.serving.app import ModelServer
+    from ev_platform.serving.live import load_from_registry
 
     # Ray sets OMP_NUM_THREADS of a process to the CPUs that it was promised.
     server = ModelServer.options(num_replicas=replicas, ray_actor_options={"num_cpus": cpus_per_replica})

@@ -49,6 +49,11 @@ class ApiError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
 
 
+def failure() -> ApiError:
+    """Return what is told of a fault in the server: what happened is in its log, and no business of the client."""
+    return ApiError(500, "The server failed to answer; the fault is not yours.", "internal_error")
+
+
 class ErrorDetail(BaseModel):
     """What went wrong."""
 

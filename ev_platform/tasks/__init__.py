@@ -262,11 +262,49 @@ class EvaluationConfig(_Strict):
         max_rows: Upper bound of test rows, spread evenly over the file.
         max_new_tokens: Longest answer, in evaluation and in serving.
         bootstrap: Resamples for the intervals.
+        seeds: Further seeds that the recipe is trained with, to see how much of a score is chance; none by default.
+        n_judged: Pairs of answers that the teacher judges, where it can; paid for below `teacher.max_cost_usd`.
+        speed_requests: Questions of the inference benchmark, at each concurrency.
+        concurrencies: Questions answered at once in the inference benchmark.
+        machine_usd_per_hour: What the machine costs; for the cost of 1,000 answers.
     """
 
     max_rows: int = Field(default=200, ge=1)
     max_new_tokens: int = Field(default=40, ge=1)
     bootstrap: int = Field(default=2000, ge=100)
+    seeds: tuple[int, ...] = ()
+    n_judged: int = Field(default=50, ge=0)
+    speed_requests: int = Field(default=8, ge=1)
+    concurrencies: tuple[Annotated[int, Field(ge=1, le=64)], ...] = (1, 4)
+    machine_usd_per_hour: float = Field(default=0.10, ge=0, allow_inf_nan=False)
+
+
+class PromotionConfig(_Strict):
+    """What a new version has to show before it answers in the place of the champion.
+
+    Attributes:
+        champion_margin: How much of the deciding metric (0 to 1) the lower end of its interval against the champion may
+            lose.
+        min_rows: Test rows below which nothing can be concluded.
+        max_latency_ratio: Median latency against the champion's, or without one the base's with the same passages.
+        max_latency_ms_p95: Of one answer; None: no bound.
+        retention_margin: Share of general questions it may lose against the base.
+        max_perplexity_ratio: Perplexity of neutral text against the base's.
+        abstention_margin: Share of unanswerable questions, and of answerable ones, whose right treatment it may lose
+            against the champion, or without one the base.
+        min_export_agreement: Share of tokens on which the served export agrees with the trained model.
+        min_replay_agreement: Share of answers that the endpoint gives as the evaluation did.
+    """
+
+    champion_margin: Fraction = 0.02
+    min_rows: int = Field(default=20, ge=2)
+    max_latency_ratio: float = Field(default=2.0, gt=0)
+    max_latency_ms_p95: float | None = Field(default=None, gt=0)
+    retention_margin: Fraction = 0.10
+    max_perplexity_ratio: float = Field(default=2.0, ge=1)
+    abstention_margin: Fraction = 0.10
+    min_export_agreement: Fraction = 0.85
+    min_replay_agreement: Fraction = 1.0
 
 
 class Columns(_Strict):
@@ -346,6 +384,7 @@ class TaskConfig(_Strict):
         recipe: Name of a recipe in `ev_platform/training/recipes`, or the path of one below the task's folder.
         base_model: Replaces the recipe's base model.
         sweep: Changes of the recipe that are tried before the model is trained; the validation set chooses.
+        promotion: The gate before a new version answers in the place of the champion.
     """
 
     type: str = "open_book_qa"
@@ -361,6 +400,7 @@ class TaskConfig(_Strict):
     dataset: DatasetConfig = DatasetConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig = PromotionConfig()
 
 
 class JobDescription(BaseModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 Value = TypeVar("Value")
 
@@ -155,6 +155,26 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class PairJob:
+    """Two answers to one question, to say which is better; `contexts` are what the reference rests on."""
+
+    source_id: str
+    question: str
+    reference: str
+    first: str
+    second: str
+    contexts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Which of two answers is better, and why."""
+
+    better: Literal["first", "second", "tie"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CheckJob:
     """One candidate to check with its source in front."""
 
@@ -217,6 +237,10 @@ class Teacher(Protocol):
 
     def judge(self, brief: Brief, jobs: Sequence[JudgeJob]) -> Iterator[Outcome[Judgement]]:
         """Judge answers against their references."""
+        ...
+
+    def compare(self, brief: Brief, jobs: Sequence[PairJob]) -> Iterator[Outcome[Preference]]:
+        """Say which of two answers is better; models prefer a place, so ask in both orders."""
         ...
 
     def check(self, brief: Brief, jobs: Sequence[CheckJob]) -> Iterator[Outcome[Check]]:

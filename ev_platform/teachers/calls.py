@@ -28,7 +28,7 @@ class Call:
     """One question to a language model.
 
     Attributes:
-        purpose: `generate`, `label`, `answer`, `judge` or `check`.
+        purpose: `generate`, `label`, `answer`, `judge`, `compare` or `check`.
         model: As the provider calls it.
         prompt_version: Hash of the templates that made it.
         system: The same for many calls, so that a provider can keep it.

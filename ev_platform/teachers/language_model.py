@@ -29,6 +29,8 @@ from ev_platform.teachers import (
     Judgement,
     Label,
     Outcome,
+    PairJob,
+    Preference,
     TextJob,
 )
 from ev_platform.teachers.ask import Answered, Budget, Ledger, ask
@@ -91,7 +93,7 @@ class LanguageModelTeacher:
         self._model = config.model or client.provider
         self.name = f"{client.provider}:{self._model}"
 
-    # ---- the five things that a teacher does ----
+    # ---- the six things that a teacher does ----
 
     def generate(self, brief: Brief, jobs: Sequence[GenerationJob]) -> Iterator[Outcome[tuple[Draft, ...]]]:
         """Write questions with answers; jobs with the same passage and plans share one call."""
@@ -143,6 +145,27 @@ class LanguageModelTeacher:
             for job in jobs
         )
         return self._outcomes("judge", jobs, calls, lambda _, r: (Judgement(r.score / 4, r.reasoning.strip()), None))
+
+    def compare(self, brief: Brief, jobs: Sequence[PairJob]) -> Iterator[Outcome[Preference]]:
+        """Say which of two answers is better."""
+        system = _render("compare", "system", brief=brief)
+        calls = (
+            self._call(
+                "compare",
+                system,
+                _render(
+                    "compare",
+                    "user",
+                    question=job.question,
+                    reference=job.reference,
+                    first=job.first,
+                    second=job.second,
+                    contexts=job.contexts,
+                ),
+            )
+            for job in jobs
+        )
+        return self._outcomes("compare", jobs, calls, lambda _, r: (Preference(r.better, r.reasoning.strip()), None))
 
     def check(self, brief: Brief, jobs: Sequence[CheckJob]) -> Iterator[Outcome[Check]]:
         """Check candidates with their source in front."""

@@ -28,6 +28,8 @@ from ev_platform.teachers import (
     Judgement,
     Label,
     Outcome,
+    PairJob,
+    Preference,
     Shot,
     TextJob,
 )
@@ -164,6 +166,10 @@ class OfflineTeacher:
         """Say that this teacher cannot judge."""
         yield from _unsupported(jobs, "judge answers")
 
+    def compare(self, brief: Brief, jobs: Sequence[PairJob]) -> Iterator[Outcome[Preference]]:
+        """Say that this teacher cannot compare."""
+        yield from _unsupported(jobs, "compare answers")
+
     def check(self, brief: Brief, jobs: Sequence[CheckJob]) -> Iterator[Outcome[Check]]:
         """Say that this teacher cannot check."""
         yield from _unsupported(jobs, "check examples")
@@ -177,7 +183,7 @@ def prompt_version() -> str:
     return short_id("prm", code, version("textblob"))
 
 
-def _unsupported(jobs: Sequence[AnswerJob | JudgeJob | CheckJob], what: str) -> Iterator[Outcome]:
+def _unsupported(jobs: Sequence[AnswerJob | JudgeJob | PairJob | CheckJob], what: str) -> Iterator[Outcome]:
     return (Outcome(job.source_id, "unsupported", detail=_CANNOT.format(what)) for job in jobs)
 
 

@@ -64,6 +64,13 @@ class JudgeReply(BaseModel):
     score: Literal[0, 1, 2, 3, 4]
 
 
+class CompareReply(BaseModel):
+    """Reply to `compare`."""
+
+    reasoning: str
+    better: Literal["first", "second", "tie"]
+
+
 class CheckReply(BaseModel):
     """Reply to `check`."""
 
@@ -77,6 +84,7 @@ REPLIES: dict[str, type[BaseModel]] = {
     "label": LabelReply,
     "answer": AnswerReply,
     "judge": JudgeReply,
+    "compare": CompareReply,
     "check": CheckReply,
 }
 

@@ -131,7 +131,13 @@ def write_pages(n_pages, n_passages=4, seed=5):
 def purpose_of(request):
     """Return what a request of the platform is for, by the form of the reply that it asks."""
     fields = request["output_config"]["format"]["schema"]["properties"]
-    known = {"questions": "generate", "is_supported": "check", "score": "judge", "answer": "answer"}
+    known = {
+        "questions": "generate",
+        "is_supported": "check",
+        "score": "judge",
+        "better": "compare",
+        "answer": "answer",
+    }
     return next(purpose for field, purpose in known.items() if field in fields)
 
 
@@ -175,6 +181,12 @@ def _answer(request, facts):
 def _judge(request, facts):
     (reference,), (answer,) = parts_of(request, "reference"), parts_of(request, "answer")
     return {"reasoning": f"{answer} stands beside {reference}.", "score": 4 if reference in answer else 0}
+
+
+def _compare(request, facts):
+    (reference,), answers = parts_of(request, "reference"), parts_of(request, "answer")
+    first, second = (reference in answer for answer in answers)
+    return {"reasoning": "Compared with the reference.", "better": ["second", "tie", "first"][1 + first - second]}
 
 
 def _check(request, facts):

@@ -1,6 +1,7 @@
 """Scores against the reference implementations, to the last digit."""
 
 import os
+import random
 import re
 import string
 import subprocess
@@ -11,7 +12,17 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from ev_platform.evaluation.metrics import corpus_bleu, macro_f1, score_answers, score_labels, score_rows
+from ev_platform.evaluation.metrics import (
+    OTHER,
+    ROW_SCORES,
+    confusion,
+    corpus_bleu,
+    macro_f1,
+    per_class,
+    score_answers,
+    score_labels,
+    score_rows,
+)
 
 PAIRS = [
     # prediction, reference
@@ -90,12 +101,33 @@ def squad_f1(prediction, ground_truth):
 
 def test_score_rows_varied_strings_equals_squad_and_rouge_score():
     scores = score_rows(PREDICTIONS, REFERENCES)
-    rouge = RougeScorer(["rougeL"])
+    rouge = RougeScorer(["rouge1", "rouge2", "rougeL"])
     assert scores["exact_match"].to_list() == [
         float(squad_normalize_answer(p) == squad_normalize_answer(r)) for p, r in PAIRS
     ]
     assert scores["token_f1"].to_list() == [squad_f1(p, r) for p, r in PAIRS]
-    assert scores["rouge_l"].to_list() == [rouge.score(r, p)["rougeL"].fmeasure for p, r in PAIRS]
+    for ours, theirs in (("rouge_l", "rougeL"), ("rouge_1", "rouge1"), ("rouge_2", "rouge2")):
+        assert scores[ours].to_list() == [rouge.score(r, p)[theirs].fmeasure for p, r in PAIRS]
+    assert scores["chrf"].to_list() == [sacrebleu.sentence_chrf(p, [r]).score for p, r in PAIRS]
+
+
+def test_chrf_of_a_worked_example_equals_the_paper_s_formula():
+    # "abc" and "abd": 2 of 3 characters and 1 of 2 pairs in common, no triple; F with recall counting twice (beta 2)
+    # of the mean precision and recall over the three orders that there are.
+    mean = (2 / 3 + 1 / 2 + 0) / 3
+    assert score_rows(["abc"], ["abd"], only=("chrf",))["chrf"].item() == pytest.approx(100 * mean)
+    # The first half of a text: precision 1, recall (3/6 + 2/5 + 1/4)/3 over the orders of the shorter one.
+    precision, recall = 1.0, (3 / 6 + 2 / 5 + 1 / 4) / 3
+    expected = 5 * precision * recall / (4 * precision + recall)
+    assert score_rows(["abc"], ["abcdef"], only=("chrf",))["chrf"].item() == pytest.approx(100 * expected)
+
+
+def test_scores_that_are_wanted_come_alone_and_as_with_the_others():
+    everything = score_rows(PREDICTIONS, REFERENCES)
+    assert everything.columns == list(ROW_SCORES)
+    for wanted in (["meteor"], ["rouge_2", "exact_match"], ["chrf", "rouge_l", "token_f1"]):
+        only = score_rows(PREDICTIONS, REFERENCES, only=wanted)
+        assert only.equals(everything.select(name for name in ROW_SCORES if name in wanted))
 
 
 def test_score_rows_known_answers_give_figures_worked_out_by_hand():
@@ -168,6 +200,38 @@ def test_macro_f1_counts_each_label_alike_and_foreign_answers_against_their_own_
     assert macro_f1(["x", "y", "z", "?"], labels) == 0.0
 
 
+def test_scores_of_classes_equal_scikit_learn_and_are_named_as_first_written():
+    from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+
+    rng = random.Random(7)
+    names = ["Card Fee", "refund", "C++", "C", "lost_card", "never answered"]
+    labels = [rng.choice(names) for _ in range(200)]
+    given = [rng.choice([label, label.upper(), f"{label}.", rng.choice(names[:5]), "none of them"]) for label in labels]
+    known = sorted({label.lower() for label in labels})
+    plain = [text.lower().strip(".") for text in given], [label.lower() for label in labels]
+    figures = precision_recall_fscore_support(plain[1], plain[0], labels=known, zero_division=0)
+    for score, expected in zip(("precision", "recall", "f1"), figures, strict=False):
+        ours = per_class(given, labels, score)
+        assert [name.lower() for name in ours] == known
+        assert list(ours.values()) == expected.tolist()
+    assert set(per_class(given, labels)) == set(names)
+    assert macro_f1(given, labels) == f1_score(plain[1], plain[0], labels=known, average="macro", zero_division=0)
+    counts = confusion(given, labels)
+    matrix = confusion_matrix(plain[1], plain[0], labels=[*known, "none of them"])
+    assert sum(counts.values()) == 200 and all(counts.values())
+    spelt = {name.lower(): name for name in names} | {"none of them": OTHER}
+    for i, right in enumerate(known):
+        for j, answered in enumerate([*known, "none of them"]):
+            assert counts.get((spelt[right], spelt[answered]), 0) == matrix[i, j]
+
+
+def test_confusion_and_classes_of_no_rows_are_empty_and_unequal_lengths_are_refused():
+    assert (confusion([], []), per_class([], [])) == ({}, {})
+    for score in (confusion, per_class):
+        with pytest.raises(ValueError, match="2 predictions but 1 references"):
+            score(["a", "b"], ["a"])
+
+
 def test_macro_f1_no_rows_raises():
     with pytest.raises(ValueError, match="no rows"):
         macro_f1([], [])
@@ -211,6 +275,6 @@ print(score_rows(["50 kW"], ["50 kW"]).row(0), corpus_bleu(["50 kW now"], ["50 k
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
     environment = {**kept, "HOME": str(home), "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "(1.0, 1.0, 1.0) True", done.stderr
+    assert done.stdout.strip() == "(1.0, 1.0, 1.0, 1.0, 1.0, 100.0, 0.9375) True", done.stderr
     assert list(home.rglob("*")) == []
     assert list(temporary.rglob("*")) == []

@@ -1,12 +1,22 @@
 """Which passages each system is given, and which answers count, told by an engine that shows its prompt."""
 
+import dataclasses
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import numpy as np
 import polars as pl
 import pytest
 
 from ev_platform.engine import Completion
 from ev_platform.errors import UserError
-from ev_platform.evaluation import predict
-from ev_platform.records import Chunk, DatasetRow, schema_of, to_frame
+from ev_platform.evaluation import floors, predict
+from ev_platform.evaluation.floors import first_sentence
+from ev_platform.prompting import passage_text
+from ev_platform.records import Chunk, DatasetRow, TeacherAnswer, schema_of, to_frame
+from ev_platform.registry import Release, SourceChunk
+from ev_platform.retrieval import Retriever, embed
 from ev_platform.tasks import TaskConfig
 from ev_platform.tasks.types import TASK_TYPES, get_task_type
 
@@ -33,6 +43,7 @@ class Engine:
     def __init__(self, answer="220 ohm"):
         self.answer = answer
         self.prompts = []
+        self.limits = set()
 
     def render(self, messages):
         return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
@@ -42,6 +53,7 @@ class Engine:
 
     def generate(self, prompts, *, max_new_tokens, temperature=0.0, seed=0):
         self.prompts += prompts
+        self.limits.add(max_new_tokens)
         return [Completion(self.answer, self.count_tokens(prompt), 2, 1.0, "stop") for prompt in prompts]
 
 
@@ -137,6 +149,179 @@ def test_predict_fewer_rows_than_there_are_are_spread_over_the_file():
     config = TaskConfig.model_validate({"evaluation": {"max_rows": 4}})
     frame, _ = run(rows, "classification", NO_CHUNKS, config=config)
     assert frame["example_id"].unique(maintain_order=True).to_list() == ["exm_000", "exm_025", "exm_050", "exm_075"]
+
+
+TRAINED = [row(n, text, label) for n, (text, label) in enumerate([("My card is lost.", "card"), ("Pay me.", "money")])]
+
+
+def test_predict_labels_have_floors_where_there_are_training_rows():
+    training_set = to_frame("training_set", [*TRAINED, row(9, "Give me the money back.", "money")])
+    rows = [row(1, "Where is my card?", "card"), row(2, "I want my money.", "money")]
+    kind = get_task_type("classification")
+    engines = {"base": ("base_1", Engine("card")), "tuned": ("tuned_1", Engine("card"))}
+    frame = predict(
+        to_frame("benchmark", rows), NO_CHUNKS, engines, kind, "Be brief.", CONFIG, training_set=training_set
+    )
+    assert frame.schema == schema_of("predictions")
+    assert frame["system"].to_list() == ["majority", "linear_probe", "base", "tuned"] * 2
+    answers = {name: frame.filter(pl.col("system") == name)["prediction"].to_list() for name in set(frame["system"])}
+    assert answers["majority"] == ["money", "money"]
+    assert answers["linear_probe"] == ["card", "money"]
+    assert frame.filter(pl.col("system") == "linear_probe")["exact_match"].to_list() == [1.0, 1.0]
+    assert frame["is_abstention"].null_count() == frame.height
+
+
+def test_predict_labels_without_training_rows_or_of_one_class_have_the_floors_that_there_can_be():
+    rows = [row(1, "Where is my card?", "card")]
+    kind, engines = get_task_type("classification"), {"base": ("base_1", Engine()), "tuned": ("tuned_1", Engine())}
+
+    def systems(trained):
+        given = to_frame("training_set", trained)
+        frame = predict(to_frame("benchmark", rows), NO_CHUNKS, engines, kind, "Be brief.", CONFIG, training_set=given)
+        return frame["system"].to_list()
+
+    assert systems([]) == ["base", "tuned"]
+    assert systems(TRAINED[:1]) == ["majority", "base", "tuned"]
+
+
+def predict_qa(rows, chunks=CHUNKS, **others):
+    engine = others.pop("engine", None) or Engine()
+    engines = {"base": ("base_1", engine), "tuned": ("tuned_1", engine)}
+    kind = get_task_type("open_book_qa")
+    trained = to_frame("training_set", [])
+    return predict(
+        to_frame("benchmark", rows), chunks, engines, kind, "Be brief.", CONFIG, training_set=trained, **others
+    )
+
+
+def test_predict_first_sentence_of_what_was_found_or_brought_is_a_floor():
+    own = "## Cables\n\nThe cable is 10 m long. It is blue."
+    rows = [row(1, QUESTION, "220 ohm", chunk_id="chk_cable"), row(2, "How long?", "10 m", context=own)]
+    frame = predict_qa(rows)
+    floor = frame.filter(pl.col("system") == "first_sentence")
+    assert floor["prediction"].to_list() == [
+        "A resistor of 220 ohm marks a cable for 32 A.",
+        "The cable is 10 m long.",
+    ]
+    assert floor["context_chunk_ids"].to_list() == [["chk_cable"], []]
+    assert floor["groundedness"].to_list() == [1.0, 1.0]
+    assert floor["n_completion_tokens"].to_list() == [None, None]
+    # Its turn costs the models nothing: it is no model.
+    assert frame["system"].to_list() == ["first_sentence", "base", "tuned", "base_rag", "tuned_rag"] * 2
+
+
+def test_predict_answers_tell_whether_they_abstain_and_what_stands_in_their_passages():
+    silent = "The passages do not say."
+    rows = [row(1, QUESTION, "220 ohm"), row(2, QUESTION, silent, is_answerable=False, context="Nothing of it here.")]
+    frame = predict_qa(rows, engine=Engine("It has 220 ohm."))
+    tuned = {name: frame.filter(pl.col("system") == name) for name in ("tuned", "tuned_rag")}
+    assert tuned["tuned_rag"]["groundedness"].to_list() == [1.0, 0.0]
+    assert tuned["tuned"]["groundedness"].to_list() == [None, None]
+    assert frame.filter(pl.col("example_id") == "exm_002")["is_answerable"].to_list() == [False] * 5
+    assert set(tuned["tuned_rag"]["is_abstention"]) == {False}
+    declined = predict_qa(rows, engine=Engine(silent)).filter(pl.col("system") == "tuned_rag")
+    assert set(declined["is_abstention"]) == {True} and declined["exact_match"].to_list() == [0.0, 1.0]
+    assert frame.select("rouge_1", "rouge_2", "chrf", "meteor").null_count().row(0) == (0, 0, 0, 0)
+
+
+def teacher_answers(rows, **changes):
+    known = dict.fromkeys(TeacherAnswer.__dataclass_fields__)
+    return to_frame(
+        "teacher_answers",
+        [
+            TeacherAnswer(**known | {"example_id": r.example_id, "prediction": "220 ohm", "status": "ok"} | changes)
+            for r in rows
+        ],
+    )
+
+
+def test_predict_teacher_takes_part_where_it_answered_every_row():
+    rows = [row(1, QUESTION, "220 ohm"), row(2, QUESTION, "Type 2")]
+    frame = predict_qa(rows, teacher_answers=teacher_answers([*rows, row(3, "Another?", "x")]))
+    teacher = frame.filter(pl.col("system") == "teacher")
+    assert teacher["exact_match"].to_list() == [1.0, 0.0]
+    assert teacher.select("latency_ms", "n_prompt_tokens", "n_completion_tokens").null_count().row(0) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("changes", [{"status": "refused", "prediction": None}, {"prediction": None}])
+def test_predict_teacher_that_left_a_row_out_takes_no_part(changes):
+    rows = [row(1, QUESTION, "220 ohm"), row(2, QUESTION, "Type 2")]
+    answered = pl.concat([teacher_answers(rows[:1]), teacher_answers(rows[1:], **changes)])
+    for given in (answered, answered.head(1), answered.clear()):
+        assert "teacher" not in set(predict_qa(rows, teacher_answers=given)["system"])
+
+
+def test_predict_champion_answers_with_its_own_passages_prompt_and_settings():
+    chunk = SourceChunk("chk_old", "An older page says 100 ohm.", "Old", "Old", "u", None, "l", "p", datetime.now(UTC))
+    vectors = embed([passage_text("Old", chunk.text)])
+    older = Engine("100 ohm")
+    champion = Release(
+        model_version="tiny@1",
+        task_type=get_task_type("closed_book_qa"),
+        instructions="Be old.",
+        engine=older,
+        retriever=Retriever(["chk_old"], [chunk.text], vectors),
+        chunks={"chk_old": chunk},
+        top_k=1,
+        max_new_tokens=3,
+        has_retrieval=True,
+    )
+    rows = [row(1, QUESTION, "100 ohm"), row(2, QUESTION, "200 ohm", context="It has 200 ohm.")]
+    frame = predict_qa(rows, champion=champion)
+    assert frame["system"].to_list() == ["first_sentence", "base", "tuned", "base_rag", "tuned_rag", "champion"] * 2
+    answers = frame.filter(pl.col("system") == "champion")
+    assert set(answers["model_id"]) == {"tiny@1"} and set(answers["prediction"]) == {"100 ohm"}
+    assert answers["context_chunk_ids"].to_list() == [["chk_old"], []]
+    assert older.prompts[0] == champion.render(QUESTION, champion.retrieve(QUESTION))
+    assert older.prompts[1] == f"system: Be old.\nuser: It has 200 ohm.\n\nQuestion: {QUESTION}"
+    assert older.limits == {3}
+    without = dataclasses.replace(champion, has_retrieval=False, retriever=None, chunks={})
+    assert predict_qa(rows, champion=without).filter(pl.col("system") == "champion")["context_chunk_ids"].to_list() == [
+        [],
+        [],
+    ]
+
+
+def test_predict_models_take_turns_row_by_row():
+    engine = Engine()
+    predict_qa([row(1, "First?", "a"), row(2, "Second?", "b")], engine=engine)
+    asked = [prompt.rpartition("Question: ")[2] for prompt in engine.prompts]
+    assert asked == ["First?"] * 4 + ["Second?"] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# Title\n\nOne thing. Another.", "One thing."),
+        ("It takes e.g. two hours. Then it is full.", "It takes e.g. two hours."),
+        ("A line\nthat goes on! Next.", "A line that goes on!"),
+        ("| a | b |\n| 1 | 2 |", "| a | b | | 1 | 2 |"),
+        ("no end", "no end"),
+        ("", ""),
+    ],
+)
+def test_first_sentence_is_prose(text, expected):
+    assert first_sentence(text) == expected
+
+
+def test_linear_probe_many_rows_are_spread_over_the_file():
+    rows = [row(n, f"text {n}", "early" if n < 4 else "late") for n in range(floors.PROBE_ROWS + 4)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(floors, "PROBE_ROWS", 4)
+        seen = []
+        patch.setattr(floors, "embed_once", lambda texts: seen.extend(texts) or np.arange(8.0).reshape(4, 2))
+        floors.LinearProbe(to_frame("training_set", rows[:8]))
+    assert seen == ["text 0", "text 2", "text 4", "text 6"]
+
+
+def test_code_of_the_answers_covers_every_module_that_scores_them():
+    """What is imported by asking and scoring decides the answers; `defs` names it for the code version."""
+    code = "import sys, ev_platform.evaluation; print(*(m for m in sys.modules if m.startswith('ev_platform.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    own = {name for name in loaded if name.startswith("ev_platform.evaluation.")}
+    from ev_platform.defs.evaluation import ANSWERING
+
+    assert {module.__name__ for module in ANSWERING} == own
 
 
 def test_predict_same_rows_give_the_same_ids():

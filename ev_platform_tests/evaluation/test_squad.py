@@ -1,4 +1,9 @@
-"""The expected figures are what evaluate-v1.1.py and evaluate-v2.0.py print for these rows."""
+"""SQuAD's figures: what evaluate-v1.1.py and -v2.0.py print for stated rows, and their rules for random ones."""
+
+import collections
+import random
+import re
+import string
 
 import pytest
 
@@ -69,3 +74,53 @@ def test_figures_of_no_rows_or_of_unequal_lists_are_refused():
         squad_v2(["a", "b"], [["a"], []], [0.5])
     with pytest.raises(ValueError):
         squad_v2(["a", "b"], [["a"]])
+
+
+# The rules of the official SQuAD 2.0 evaluation script (evaluate-v2.0.py), as published.
+def get_tokens(text):
+    text = "".join(ch for ch in text.lower() if ch not in set(string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def compute_exact(a_gold, a_pred):
+    return int(get_tokens(a_gold) == get_tokens(a_pred))
+
+
+def compute_f1(a_gold, a_pred):
+    gold_toks, pred_toks = get_tokens(a_gold), get_tokens(a_pred)
+    num_same = sum((collections.Counter(gold_toks) & collections.Counter(pred_toks)).values())
+    if len(gold_toks) == 0 or len(pred_toks) == 0:
+        return int(gold_toks == pred_toks)
+    if num_same == 0:
+        return 0
+    precision, recall = 1.0 * num_same / len(pred_toks), 1.0 * num_same / len(gold_toks)
+    return (2 * precision * recall) / (precision + recall)
+
+
+def make_eval_dict(exact, f1, qids):
+    return {
+        "exact": 100.0 * sum(exact[k] for k in qids) / len(qids),
+        "f1": 100.0 * sum(f1[k] for k in qids) / len(qids),
+        "total": len(qids),
+    }
+
+
+def test_squad_v2_of_random_rows_equals_the_published_rules():
+    rng = random.Random(3)
+    words = ["the", "A", "tower", "Tower,", "1889", "iron", "-", "...", "an", "Größe", "of", "steel."]
+
+    def text(least):
+        return " ".join(rng.choice(words) for _ in range(rng.randint(least, 4)))
+
+    predictions = [text(0) for _ in range(200)]
+    answers = [[text(1) for _ in range(rng.randint(0, 3))] for _ in range(200)]
+    exact, f1 = {}, {}
+    for row, (prediction, accepted) in enumerate(zip(predictions, answers, strict=True)):
+        golds = [answer for answer in accepted if " ".join(get_tokens(answer))] or [""]
+        exact[row] = max(compute_exact(gold, prediction) for gold in golds)
+        f1[row] = max(compute_f1(gold, prediction) for gold in golds)
+    expected = make_eval_dict(exact, f1, range(200))
+    for prefix, is_wanted in (("HasAns", True), ("NoAns", False)):
+        rows = [row for row in range(200) if bool(answers[row]) == is_wanted]
+        expected |= {f"{prefix}_{name}": value for name, value in make_eval_dict(exact, f1, rows).items()}
+    assert squad_v2(predictions, answers) == expected

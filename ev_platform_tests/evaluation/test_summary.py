@@ -3,8 +3,16 @@ import pytest
 import sacrebleu
 
 from ev_platform.errors import UserError
-from ev_platform.evaluation.statistics import Interval, verdict
-from ev_platform.evaluation.summary import column_of, deciding_metric, differences_of, summarise
+from ev_platform.evaluation.statistics import Difference, verdict
+from ev_platform.evaluation.summary import (
+    column_of,
+    deciding_metric,
+    differences_of,
+    judge,
+    mean_scores,
+    sd_of_difference,
+    summarise,
+)
 from ev_platform.records import schema_of
 from ev_platform.tasks.types import TASK_TYPES, get_task_type
 
@@ -66,8 +74,12 @@ def test_summarise_differences_are_system_minus_simpler_system(metrics):
 def test_summarise_differences_carry_the_verdict(metrics):
     differences = differences_of(metrics, "token_f1")
     row = find(metrics, "tuned_rag", "token_f1", "base_rag")
-    assert differences["tuned_rag", "base_rag"] == Interval(row["value"], row["low"], row["high"])
+    expected = Difference(row["value"], row["low"], row["high"], row["p_value"], 20)
+    assert differences["tuned_rag", "base_rag"] == expected
     assert verdict(differences).verdict == "ship tuned + retrieval"
+    judged = judge(metrics, get_task_type("open_book_qa"), 20)
+    assert judged == verdict(differences) and "token F1" in judged.reason
+    assert judge(metrics, get_task_type("open_book_qa"), 21).verdict == "inconclusive"
 
 
 def test_summarise_shuffled_rows_give_the_same_table(metrics, predictions):
@@ -81,12 +93,77 @@ def test_summarise_one_question_has_scores_without_intervals(predictions):
     assert verdict(differences_of(metrics, "token_f1")).verdict == "inconclusive"
 
 
-def test_summarise_further_system_comes_after_the_known_ones(predictions):
-    teacher = predictions.filter(pl.col("system") == "base").with_columns(system=pl.lit("a_teacher"))
-    metrics = summarise(pl.concat([teacher, predictions]), resamples=100, seed=17)
+def beside(predictions, name, like="base", **changes):
+    """Add a system that answered as another one did."""
+    rows = predictions.filter(pl.col("system") == like).with_columns(system=pl.lit(name), **changes)
+    return pl.concat([rows, predictions])
+
+
+def test_summarise_systems_are_told_floors_first_and_strangers_last(predictions):
+    rows = predictions
+    for name in ("teacher", "champion", "first_sentence", "a_stranger"):
+        rows = beside(rows, name)
+    metrics = summarise(rows, resamples=100, seed=17)
     systems = metrics.filter(pl.col("compared_to").is_null())["system"].unique(maintain_order=True)
-    assert systems.to_list() == ["base", "base_rag", "tuned", "tuned_rag", "a_teacher"]
-    assert find(metrics, "a_teacher", "token_f1", "base")["value"] == 0
+    main = ["base", "base_rag", "tuned", "tuned_rag"]
+    assert systems.to_list() == ["first_sentence", *main, "champion", "teacher", "a_stranger"]
+    pairs = metrics.drop_nulls("compared_to").select("system", "compared_to").unique(maintain_order=True).rows()
+    assert pairs[6:] == [(name, other) for other in ("first_sentence", "champion") for name in main]
+    compared = {other: set(metrics.filter(pl.col("compared_to") == other)["metric"]) for other in ("base", "champion")}
+    assert compared["base"] == compared["champion"] == {"token_f1", "rouge_l", "exact_match", "latency_ms"}
+    # How fast a floor is interests nobody.
+    assert find(metrics, "tuned", "exact_match", "first_sentence")["value"] == pytest.approx(5 / 20)
+    assert metrics.filter(pl.col("compared_to") == "first_sentence", pl.col("metric") == "latency_ms").is_empty()
+
+
+def test_summarise_teacher_whose_speed_nobody_knows_has_scores_only(predictions):
+    unknown = dict.fromkeys(("latency_ms", "n_completion_tokens", "n_prompt_tokens"), None)
+    unknown = {name: pl.lit(None, predictions.schema[name]) for name in unknown}
+    metrics = summarise(beside(predictions, "teacher", "tuned_rag", **unknown), resamples=100, seed=17)
+    known = metrics.filter(pl.col("system") == "teacher")["metric"].to_list()
+    assert "token_f1" in known and "bleu" in known
+    assert not {"answer_tokens", "tokens_per_second", "latency_ms_p50", "latency_ms_p95"} & set(known)
+    assert find(metrics, "teacher", "exact_match")["value"] == 17 / 20
+
+
+def test_summarise_every_row_score_has_its_mean_and_interval(predictions):
+    names = ("rouge_1", "rouge_2", "chrf", "meteor")
+    rows = predictions.with_columns(**{name: pl.col("rouge_l") / (n + 2) for n, name in enumerate(names)})
+    metrics = summarise(rows, resamples=100, seed=17)
+    for n, name in enumerate(names):
+        row = find(metrics, "tuned", name)
+        assert row["value"] == pytest.approx(find(metrics, "tuned", "rouge_l")["value"] / (n + 2))
+        assert row["low"] < row["value"] < row["high"]
+
+
+def test_summarise_abstention_and_support_count_the_rows_they_are_about(predictions):
+    number = pl.col("example_id").str.slice(-2).cast(pl.Int64)
+    rows = predictions.filter(pl.col("system").is_in(["base_rag", "tuned_rag"])).with_columns(
+        # Rows 16 to 19 have no answer; tuned_rag declines 17 to 19 and, wrongly, 0 and 1.
+        is_answerable=number < 16,
+        is_abstention=(pl.col("system") == "tuned_rag") & ((number >= 17) | (number < 2)),
+        groundedness=pl.when(number % 2 == 0).then(1.0).otherwise(0.5),
+    )
+    metrics = summarise(rows, resamples=100, seed=17)
+    recall, false = (find(metrics, "tuned_rag", name) for name in ("abstention_recall", "abstention_false"))
+    assert (recall["value"], recall["n_rows"]) == (3 / 4, 4)
+    assert (false["value"], false["n_rows"]) == (2 / 16, 16)
+    assert find(metrics, "base_rag", "abstention_recall")["value"] == 0
+    # 15 answers are left, 2 to 16; of these 8 have even numbers.
+    support, grounded = (find(metrics, "tuned_rag", name) for name in ("citation_support", "groundedness"))
+    assert (support["value"], support["n_rows"]) == (8 / 15, 15)
+    assert grounded["value"] == pytest.approx((8 + 7 * 0.5) / 15)
+
+
+def test_summarise_p_values_stand_beside_differences_only(metrics, predictions):
+    row = find(metrics, "tuned_rag", "exact_match", "base_rag")
+    # 8 rows are won and none lost: of the 2^8 sign patterns, two are as far from 0.
+    assert row["p_value"] == pytest.approx(2 / 2**8, abs=0.003)
+    assert (
+        metrics.filter(pl.col("compared_to").is_null())["p_value"].null_count()
+        == metrics.filter(pl.col("compared_to").is_null()).height
+    )
+    assert find(metrics, "base_rag", "latency_ms", "base")["p_value"] == pytest.approx(1e-4, abs=1e-4)
 
 
 def test_summarise_missing_answer_raises_with_the_system(predictions):
@@ -130,6 +207,20 @@ def test_summarise_labels_have_accuracy_and_macro_f1_in_place_of_scores_of_words
     assert not {"exact_match", "token_f1", "rouge_l", "bleu", "gold_retrieved"} & set(label_metrics["metric"])
 
 
+def test_summarise_labels_have_a_row_for_each_class_and_each_cell_of_the_confusion(label_metrics):
+    assert find(label_metrics, "base", "f1/A")["value"] == pytest.approx(2 * 0.35 / 1.35)
+    assert find(label_metrics, "base", "f1/B")["value"] == 0.0
+    cells = label_metrics.filter(pl.col("metric").str.starts_with("confusion/"))
+    counts = {(row["system"], row["metric"]): row["value"] for row in cells.iter_rows(named=True)}
+    assert {metric: n for (system, metric), n in counts.items() if system == "base"} == {
+        "confusion/A/A": 7.0,
+        "confusion/B/A": 7.0,
+        "confusion/C/A": 6.0,
+    }
+    assert {metric for system, metric in counts if system == "tuned"} == {f"confusion/{x}/{x}" for x in "ABC"}
+    assert cells["low"].null_count() == cells.height and set(cells["n_rows"]) == {20}
+
+
 def test_summarise_labels_difference_of_accuracy_carries_the_verdict(label_metrics):
     metric = deciding_metric(get_task_type("classification"))
     assert metric == "accuracy"
@@ -145,7 +236,59 @@ def test_summarise_every_task_type_is_decided_by_a_metric_of_its_report(predicti
     rows = predictions.filter(pl.col("system").is_in(systems))
     metrics = summarise(rows, resamples=100, seed=17, is_labels=not task_type.has_corpus)
     metric = deciding_metric(task_type)
-    # Of the 20 questions, base knows 1, tuned 6, base + retrieval 9 and tuned + retrieval 17.
-    expected = "ship tuned + retrieval" if "tuned_rag" in systems else "ship tuned"
+    # Of the 20 questions, base knows 1, tuned 6, base + retrieval 9 and tuned + retrieval 17. Five rows won and none
+    # lost is what a coin gives once in 16 times, although the bootstrap's interval lies above 0.
+    expected = "ship tuned + retrieval" if "tuned_rag" in systems else "inconclusive"
     assert verdict(differences_of(metrics, metric)).verdict == expected
     assert column_of(metric) in rows.columns
+
+
+def test_mean_scores_are_those_of_the_report(metrics, predictions):
+    scores = {(system, metric): (value, n) for system, metric, value, n in mean_scores(predictions, is_labels=False)}
+    for metric in ("exact_match", "token_f1", "rouge_l"):
+        assert scores["tuned", metric] == (pytest.approx(find(metrics, "tuned", metric)["value"]), 20)
+    assert len(scores) == 4 * 7
+    labels = predictions.with_columns(reference=pl.lit("A"), prediction=pl.lit("A"))
+    assert {metric: value for _, metric, value, _ in mean_scores(labels, is_labels=True)}["macro_f1"] == 1.0
+
+
+def test_sd_of_difference_is_that_of_the_pair_on_equal_terms(predictions):
+    kind = get_task_type("open_book_qa")
+    pair = [predictions.filter(pl.col("system") == name)["token_f1"].to_numpy() for name in ("tuned_rag", "base_rag")]
+    assert sd_of_difference(predictions, kind) == pytest.approx((pair[0] - pair[1]).std(ddof=1))
+    bare = predictions.filter(pl.col("system").is_in(["base", "tuned"]))
+    labels = get_task_type("classification")
+    # Of 20 rows, 5 are won: the variance of the differences is 20/19 x 0.25 x 0.75.
+    assert sd_of_difference(bare, labels) == pytest.approx((20 / 19 * 0.25 * 0.75) ** 0.5)
+
+
+def test_sd_of_difference_where_nothing_differs_or_nothing_is_there_is_unknown(predictions):
+    kind = get_task_type("open_book_qa")
+    assert sd_of_difference(predictions.clear(), kind) is None
+    assert sd_of_difference(predictions.with_columns(token_f1=0.5), kind) is None
+    assert sd_of_difference(predictions.filter(pl.col("example_id") == "exm_03"), kind) is None
+
+
+KIND = get_task_type("open_book_qa")
+
+
+def test_judge_planted_tuned_model_that_is_worse_than_its_base_is_not_shipped(predictions):
+    swapped = {"base": "tuned", "tuned": "base", "base_rag": "tuned_rag", "tuned_rag": "base_rag"}
+    worse = predictions.with_columns(pl.col("system").replace_strict(swapped))
+    metrics = summarise(worse, resamples=500, seed=17)
+    judged = judge(metrics, KIND, 20)
+    assert judged.verdict == "ship base + retrieval"
+    assert differences_of(metrics, "token_f1")["tuned_rag", "base_rag"].is_worse()
+    # Given passages each, there is nothing to ship.
+    with_passages = worse.filter(pl.col("system").str.ends_with("_rag"))
+    judged = judge(summarise(with_passages, resamples=500, seed=17), KIND, 20)
+    assert judged.verdict == "inconclusive" and "(worse; 95 % interval -0." in judged.reason
+
+
+def test_judge_eight_rows_on_which_tuned_knows_everything_conclude_nothing(predictions):
+    # Of the first 8 questions, tuned + retrieval knows all, base the first only.
+    few = predictions.filter(pl.col("example_id") < "exm_08")
+    judged = judge(summarise(few, resamples=500, seed=17), KIND, 20)
+    assert judged.verdict == "inconclusive"
+    assert judged.reason.startswith("Nothing can be concluded (too few rows: 8 of at least 20); by token F1: ")
+    assert judge(summarise(few, resamples=500, seed=17), KIND, 8).verdict.startswith("ship")

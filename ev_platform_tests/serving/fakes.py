@@ -8,8 +8,9 @@ from typing import Any
 
 from ev_platform.engine import Completion
 from ev_platform.errors import UserError
-from ev_platform.registry import Release, SourceChunk
+from ev_platform.registry import Release, SourceChunk, read_aliases
 from ev_platform.retrieval import Hit
+from ev_platform.storage import Store
 from ev_platform.tasks.types import get_task_type
 
 CHUNKS = [
@@ -100,9 +101,15 @@ def fake_release(task_name: str = "fake_task", **changes: Any) -> Release:
     return Release(**fields | changes)
 
 
-def load(data_root: Path, tasks_dir: Path, task_name: str, release_name: str | None) -> Release:
+def load(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:
     return fake_release(task_name)
 
 
-def load_missing(data_root: Path, tasks_dir: Path, task_name: str, release_name: str | None) -> Release:
+def load_named(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:
+    """Load the version that is named, whose instructions, and so whose answers, say which it is."""
+    version = read_aliases(Store(data_root), task_name).get(name, name)
+    return fake_release(task_name, model_version=version, instructions=f"I am {version}.")
+
+
+def load_missing(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:
     raise UserError(f"There is no model of {task_name!r} yet: train one.")

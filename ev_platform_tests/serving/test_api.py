@@ -1,18 +1,18 @@
+import contextlib
 import json
 import logging
-import socket
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-import uvicorn
 
-from ev_platform.serving.api import MAX_PENDING, create_api
+from ev_platform.serving.api import create_api
 from ev_platform.serving.gate import MAX_BODY_BYTES
 from ev_platform.serving.keys import create_key, revoke_key
+from ev_platform.serving.replay import served
 from ev_platform.serving.schemas import MAX_CONTENT_CHARS
+from ev_platform.serving.worker import MAX_PENDING
 from ev_platform.tasks.types import get_task_type
 from ev_platform_tests.serving.fakes import fake_release
 
@@ -26,23 +26,17 @@ class Server:
         self.root = root
         self.key = create_key(root, "tests")
         self.release = release or fake_release()
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(create_api(self.release, root), log_config=None))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
-        self._thread.start()
-        self.client = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=20)
-        while not self._server.started:
-            time.sleep(0.01)
+        self._open = contextlib.ExitStack()
+        self.url = self._open.enter_context(served(create_api(self.release, root)))
+        headers = {"Authorization": f"Bearer {self.key}"}
+        self.client = self._open.enter_context(httpx.Client(base_url=self.url, headers=headers, timeout=20))
 
     def ask(self, content=QUESTION, **fields):
         body = {"messages": [{"role": "user", "content": content}], **fields}
         return self.client.post("/v1/chat/completions", json=body)
 
     def close(self):
-        self.client.close()
-        self._server.should_exit = True
-        self._thread.join()
+        self._open.close()
 
 
 @pytest.fixture(scope="module")

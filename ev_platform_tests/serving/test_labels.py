@@ -16,6 +16,7 @@ from ev_platform.storage import Store
 from ev_platform.tasks import get_task
 from ev_platform.tasks.rows import read_rows
 from ev_platform.tasks.types import get_task_type
+from ev_platform.training.base import sha256_weights
 from ev_platform.training.export import export_serving_model
 from ev_platform_tests.serving.test_api import Server
 from ev_platform_tests.tiny import tiny_recipe, write_tiny_model
@@ -34,8 +35,9 @@ TEXTS = [
 def artifact(store, kind, artifact_id, model):
     with store.artifact(kind, lambda: artifact_id) as folder:
         export_serving_model(model, folder, tiny_recipe(), (), "")
+        sha256, n_bytes = sha256_weights(folder)
     path = f"artifacts/{kind}/{artifact_id}"
-    return to_frame(kind, [ModelArtifact(artifact_id, kind, path, "tiny", "{}", "{}", "0", 1, "{}")])
+    return to_frame(kind, [ModelArtifact(artifact_id, kind, path, "tiny", "{}", "{}", sha256, n_bytes, "{}")])
 
 
 def dataset_row(number, row):
@@ -97,7 +99,7 @@ def test_classification_release_served_is_what_was_evaluated(folder, tmp_path_fa
         scores={},
     )
     store.publish("registered_model", "tiny", versions)
-    assert registry.apply_aliases(store, "tiny") == {"candidate": "tiny@1"}
+    assert registry.name_candidate(store, "tiny") == {"candidate": "tiny@1"}
 
     # The description changes after the evaluation; the release keeps the instructions that were evaluated.
     (task.folder / "job_description.json").write_text(json.dumps({"task_description": "Something else altogether."}))

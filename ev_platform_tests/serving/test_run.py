@@ -1,4 +1,6 @@
 import socket
+import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -8,6 +10,9 @@ from ev_platform.errors import UserError
 from ev_platform.serving import run
 from ev_platform.serving.keys import create_key, revoke_key
 from ev_platform_tests.serving import fakes
+from ev_platform_tests.serving.versions import point
+
+SEEN_WITHIN_S = 5
 
 
 def free_port() -> int:
@@ -87,3 +92,49 @@ def test_ray_serve_answers_over_http_logs_no_secret_and_leaves_nothing_running(t
     assert not logs.exists()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/healthz")
+
+
+def test_rollback_reaches_every_replica_within_seconds_and_fails_no_request(tmp_path):
+    key, replies, stop = create_key(tmp_path, "tests"), [], threading.Event()
+    point(tmp_path, "fake_task", champion="fake_task@2", previous="fake_task@1")
+
+    def ask_without_pause():
+        body = {"messages": [{"role": "user", "content": "How often?"}], "model": "champion"}
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as client:
+            while not stop.is_set():
+                reply = client.post("/v1/chat/completions", json=body)
+                replies.append((time.monotonic(), reply.status_code, reply.text))
+
+    def at(version):
+        return [when - rolled_back for when, _, text in list(replies) if f"I am {version}." in text]
+
+    with run.serving(
+        "fake_task",
+        data_root=tmp_path,
+        tasks_dir=tmp_path,
+        host="127.0.0.1",
+        port=free_port(),
+        replicas=2,
+        load=fakes.load_named,
+    ) as url:
+        threads = [threading.Thread(target=ask_without_pause) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            while len(replies) < 20:
+                time.sleep(0.01)
+            rolled_back = time.monotonic()
+            point(tmp_path, "fake_task", champion="fake_task@1")
+            time.sleep(SEEN_WITHIN_S + 1.5)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert {status for _, status, _ in replies} == {200}
+    assert all(f'"model":"fake_task@{2 if "I am fake_task@2." in text else 1}"' in text for _, _, text in replies)
+    old, new = at("fake_task@2"), at("fake_task@1")
+    assert len(old) + len(new) == len(replies)
+    print(f"\n{len(replies)} requests, 0 failed; rolled back after {min(new):.2f} s, in both replicas {max(old):.2f} s")
+    # Had one of the replicas not swapped, it would have answered its share of what follows.
+    assert max(old) < SEEN_WITHIN_S
+    assert len([when for when in new if when > SEEN_WITHIN_S]) > 50

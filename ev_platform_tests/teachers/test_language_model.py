@@ -12,6 +12,7 @@ from ev_platform.teachers import (
     CheckJob,
     GenerationJob,
     JudgeJob,
+    PairJob,
     QuestionPlan,
     Shot,
     TextJob,
@@ -210,6 +211,37 @@ def test_judge_that_scores_off_its_scale_is_invalid(ask):
     assert outcome.detail.startswith("score: Input should be 0, 1, 2, 3 or 4")
 
 
+def test_comparison_sees_both_answers_in_their_order_and_the_reference(ask):
+    pairs = [
+        PairJob("a", "How many?", "seven", "7", "nine", (PASSAGE,)),
+        PairJob("b", "How many?", "seven", "nine", "7"),
+    ]
+
+    def script(call):
+        return {
+            "reasoning": " 7 is seven. ",
+            "better": "first" if call.prompt.index("\n7\n") < call.prompt.index("nine") else "second",
+        }
+
+    outcomes, client = ask("compare", BRIEF, pairs, script)
+    assert [(o.value.better, o.value.reason) for o in outcomes] == [("first", "7 is seven."), ("second", "7 is seven.")]
+    assert len({call.call_id for call in client.calls}) == 2
+    for part in (
+        fence(PASSAGE, "passage"),
+        fence("How many?", "question"),
+        fence("seven", "reference"),
+        fence("7", "answer"),
+    ):
+        assert part in client.calls[0].prompt
+
+
+def test_comparison_that_names_neither_answer_is_invalid(ask):
+    job = PairJob("a", "q", "r", "p", "s")
+    (outcome,), _ = ask("compare", BRIEF, [job], lambda call: {"reasoning": "", "better": "both"})
+    assert (outcome.status, outcome.value) == ("invalid", None)
+    assert outcome.detail.startswith("better: Input should be 'first', 'second' or 'tie'")
+
+
 def test_check_says_of_an_unanswerable_question_that_it_is_one_and_shows_no_answer(ask):
     jobs = [CheckJob("a", PASSAGE, "How many?", "seven"), CheckJob("b", PASSAGE, "How heavy?", "Not said.", False)]
     outcomes, client = ask(
@@ -232,7 +264,8 @@ def test_check_says_of_an_unanswerable_question_that_it_is_one_and_shows_no_answ
 
 def test_reasons_stand_before_scores_and_labels_in_every_reply():
     first = {purpose: next(iter(reply.model_fields)) for purpose, reply in REPLIES.items()}
-    assert (first["judge"], first["label"], first["check"]) == ("reasoning", "reason", "reason")
+    reasons = (first["judge"], first["compare"], first["label"], first["check"])
+    assert reasons == ("reasoning", "reasoning", "reason", "reason")
 
 
 # ---- calls ----
@@ -330,11 +363,12 @@ def test_mark_of_a_text_cannot_be_written_into_the_text():
     assert fence(again, "passage").count(f"</{mark}>") == 1
 
 
-@pytest.mark.parametrize("action", ["answer", "judge", "check", "label"])
+@pytest.mark.parametrize("action", ["answer", "judge", "compare", "check", "label"])
 def test_every_prompt_puts_its_data_between_marks(ask, action):
     jobs = {
         "answer": AnswerJob("a", f"q {ATTACK}", (f"c {ATTACK}",)),
         "judge": JudgeJob("a", f"q {ATTACK}", f"r {ATTACK}", f"p {ATTACK}", (f"c {ATTACK}",)),
+        "compare": PairJob("a", f"q {ATTACK}", f"r {ATTACK}", f"1 {ATTACK}", f"2 {ATTACK}", (f"c {ATTACK}",)),
         "check": CheckJob("a", f"c {ATTACK}", f"q {ATTACK}", f"p {ATTACK}"),
         "label": TextJob("a", f"t {ATTACK}"),
     }
@@ -343,7 +377,8 @@ def test_every_prompt_puts_its_data_between_marks(ask, action):
     while opening := re.search(r"<([a-z]+-[0-9a-f]{16})>\n", rest):
         rest = rest[: opening.start()] + rest[rest.index(f"</{opening[1]}>", opening.end()) :].partition(">")[2]
     assert "Ignore" not in rest and "/passage" not in rest
-    assert client.calls[0].prompt.count("Ignore all rules") == {"answer": 2, "judge": 4, "check": 3, "label": 1}[action]
+    n_texts = {"answer": 2, "judge": 4, "compare": 5, "check": 3, "label": 1}
+    assert client.calls[0].prompt.count("Ignore all rules") == n_texts[action]
 
 
 class Forgetful(Scripted):

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from ev_platform.errors import UserError
-from ev_platform.teachers import AnswerJob, Brief, CheckJob, GenerationJob, JudgeJob, QuestionPlan, Shot, TextJob
+from ev_platform.teachers import (
+    AnswerJob,
+    Brief,
+    CheckJob,
+    GenerationJob,
+    JudgeJob,
+    PairJob,
+    QuestionPlan,
+    Shot,
+    TextJob,
+)
 from ev_platform.teachers.offline import OfflineTeacher, prompt_version
 
 BRIEF = Brief("Answer questions about charging.", "open_book_qa", no_answer="Not said.")
@@ -229,13 +239,16 @@ def test_what_needs_a_language_model_is_unsupported_and_says_so():
         *teacher.answer(BRIEF, [AnswerJob("a", "How long?")]),
         *teacher.judge(BRIEF, [JudgeJob("b", "How long?", "an hour", "a day")]),
         *teacher.check(BRIEF, [CheckJob("c", "text", "How long?", "an hour")]),
+        *teacher.compare(BRIEF, [PairJob("d", "How long?", "an hour", "a day", "60 minutes")]),
     ]
     assert [(outcome.source_id, outcome.status, outcome.value) for outcome in outcomes] == [
         ("a", "unsupported", None),
         ("b", "unsupported", None),
         ("c", "unsupported", None),
+        ("d", "unsupported", None),
     ]
-    for outcome, what in zip(outcomes, ("answer questions", "judge answers", "check examples"), strict=True):
+    abilities = ("answer questions", "judge answers", "check examples", "compare answers")
+    for outcome, what in zip(outcomes, abilities, strict=True):
         assert outcome.detail == (
             f"The offline teacher has no language model, so that it cannot {what}; "
             "configure teacher.provider to use one."

@@ -1,0 +1,185 @@
+"""A version with everything that is needed to answer with it: checked weights, its own passages, its own settings.
+
+What does not belong here: which version that is (`versions`, `aliases`) and answering over HTTP (`serving`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ev_platform.engine import Engine, load_engine
+from ev_platform.errors import UserError
+from ev_platform.prompting import passage_text
+from ev_platform.registry.prune import pruned_at
+from ev_platform.registry.versions import resolve, template_fingerprint
+from ev_platform.retrieval import Hit, Retriever
+from ev_platform.storage import Store
+from ev_platform.tasks import Task
+from ev_platform.tasks.types import TaskType, get_task_type
+from ev_platform.training.base import sha256_weights
+
+
+@dataclass(frozen=True, slots=True)
+class SourceChunk:
+    """A passage with what a reader needs to judge and find its source."""
+
+    chunk_id: str
+    text: str
+    title: str | None
+    heading_path: str
+    url: str
+    page: int | None
+    licence: str
+    publisher: str
+    fetched_at: datetime
+
+
+@dataclass(frozen=True)
+class Release:
+    """A loaded version, ready to answer.
+
+    Attributes:
+        model_version: Such as `ev_charging@3`.
+        task_type: Makes the prompts.
+        instructions: The system message.
+        engine: Generates.
+        retriever: Searches the version's own chunks; None where it answers without passages.
+        chunks: By id.
+        top_k: Passages in a prompt.
+        max_new_tokens: Longest answer.
+        has_retrieval: Whether it answers from passages: retrieved ones, or those that a question brings.
+    """
+
+    model_version: str
+    task_type: TaskType
+    instructions: str
+    engine: Engine
+    retriever: Retriever | None
+    chunks: dict[str, SourceChunk]
+    top_k: int
+    max_new_tokens: int
+    has_retrieval: bool = False
+
+    def retrieve(self, question: str) -> list[Hit]:
+        """Return the passages that a question is answered from, best first; none where the model needs none."""
+        if self.retriever is None:
+            return []
+        (hits,) = self.retriever.search([question], self.top_k)
+        return hits
+
+    def render(self, question: str, hits: Sequence[Hit]) -> str:
+        """Return the prompt of a question, as in evaluation."""
+        found = [self.chunks[hit.chunk_id] for hit in hits]
+        contexts = [passage_text(chunk.heading_path, chunk.text) for chunk in found]
+        return self.engine.render(self.task_type.prompt(self.instructions, question, contexts))
+
+
+def checked_weights(store: Store, task: str, row: Mapping[str, Any]) -> Path:
+    """Return the folder of a version's weights, after comparing their bytes with what was registered.
+
+    Args:
+        store: Where they lie.
+        task: Partition.
+        row: Of `registered_model`; one that an earlier release registered has no digest to compare with.
+
+    Raises:
+        UserError: If they are gone or altered.
+    """
+    folder, version = store.artifact_path("serving_model", row["serving_model_id"]), row["model_version"]
+    if not folder.is_dir():
+        pruned = pruned_at(store, task).get(version)
+        if pruned:
+            raise UserError(f"{version} was pruned on {pruned[:10]} and cannot be loaded: choose another version.")
+        raise UserError(f"The weights of {version} are gone from {folder}: choose another version.")
+    if row["weights_sha256"] not in (None, sha256_weights(folder)[0]):
+        raise UserError(
+            f"The weight files of {version} in {folder} are not those that were registered (their SHA-256 differs): "
+            f"choose another version, or bring the files back from a backup."
+        )
+    return folder
+
+
+def checked_settings(store: Store, task: str, row: Mapping[str, Any]) -> tuple[Path, TaskType, dict[str, Any]]:
+    """Return the folder, the task type and the settings of a version, after checking that all is as it was evaluated.
+
+    Raises:
+        UserError: If its weights are gone or altered, or the prompt template has changed.
+    """
+    folder = checked_weights(store, task, row)
+    settings = json.loads(row["serving"])
+    evaluated = None
+    if "task_type" in settings:
+        evaluated = get_task_type(settings["task_type"])
+    else:  # registered when open-book QA was the only type
+        settings |= {"instructions": settings["description"], "has_retrieval": True}
+    if template_fingerprint(folder, evaluated) != row["template_fingerprint"]:
+        raise UserError(
+            f"{row['model_version']} was evaluated with another prompt template than this code has: run "
+            f"`ev-platform run --task {task}` to evaluate and register it anew."
+        )
+    return folder, evaluated or get_task_type("open_book_qa"), settings
+
+
+def load_release(store: Store, task: Task, name: str | None = None, needs_corpus: bool = True) -> Release:
+    """Load a version with its engine and its passages.
+
+    Args:
+        store: Where it lies.
+        task: Whose model.
+        name: Version or alias; the champion where None.
+        needs_corpus: Whether a version that answers from passages must have some to search; where every question brings
+            its own, it need not.
+
+    Raises:
+        UserError: If there is no such version, its weights are gone or altered, the prompt template has changed, or it
+            has nothing to search.
+    """
+    row = resolve(store, task.name, name)
+    folder, task_type, settings = checked_settings(store, task.name, row)
+    chunks = store.read("chunks", task.name, row["chunks_version"])
+    retriever = None
+    if settings["has_retrieval"] and not chunks.is_empty():
+        retriever = Retriever.build(chunks, settings["candidates"], store.read("chunk_vectors", task.name))
+    elif settings["has_retrieval"] and needs_corpus:
+        raise UserError(
+            f"{row['model_version']} answers from passages, but its task has no documents to search: add some to "
+            f"sources.yaml and run `ev-platform run --task {task.name}`."
+        )
+    return Release(
+        model_version=row["model_version"],
+        task_type=task_type,
+        instructions=settings["instructions"],
+        engine=load_engine(folder),
+        retriever=retriever,
+        chunks=_with_sources(store, task.name, chunks) if retriever else {},
+        top_k=settings["top_k"],
+        max_new_tokens=settings["max_new_tokens"],
+        has_retrieval=settings["has_retrieval"],
+    )
+
+
+def _with_sources(store: Store, task: str, chunks: pl.DataFrame) -> dict[str, SourceChunk]:
+    wanted = set(chunks["document_id"])
+    documents: dict[str, dict[str, Any]] = {}
+    # The newest version of the documents usually has them all; an older one is read only for what it misses.
+    for record in reversed(store.history("clean_documents", task)):
+        if wanted <= documents.keys():
+            break
+        for row in store.read("clean_documents", task, record.version).iter_rows(named=True):
+            if row["document_id"] in wanted:
+                documents.setdefault(row["document_id"], row)
+    sources = {}
+    for chunk in chunks.iter_rows(named=True):
+        document = documents[chunk["document_id"]]
+        sources[chunk["chunk_id"]] = SourceChunk(
+            **{name: chunk[name] for name in ("chunk_id", "text", "heading_path", "page")},
+            **{name: document[name] for name in ("title", "url", "licence", "publisher", "fetched_at")},
+        )
+    return sources

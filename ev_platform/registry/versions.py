@@ -1,0 +1,190 @@
+"""Immutable versions of a task's model: rows of `registered_model`, added when something that decides answers differs.
+
+What does not belong here: loading a version (`releases`), and which version answers (`aliases`, `promotion`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ev_platform import encoder, engine, pooling, prompting, retrieval
+from ev_platform.errors import UserError
+from ev_platform.records import RegisteredModel, to_frame
+from ev_platform.registry.aliases import read_aliases
+from ev_platform.storage import Store, code_version, fingerprint, now
+from ev_platform.tasks import Task
+from ev_platform.tasks.types import TaskType, get_task_type
+from ev_platform.training.base import load_tokenizer
+
+# The verdicts that ship a tuned model, and whether it then answers from passages, as the system that won did.
+SHIPPED = {"ship tuned": False, "ship tuned + retrieval": True}
+
+
+def serving_settings(task: Task, verdict: str) -> dict[str, Any]:
+    """Return what decides an answer beside weights, passages and template; a version keeps it as it was evaluated.
+
+    Args:
+        task: The evaluated task.
+        verdict: See `evaluation.statistics`. It says whether the model answers from passages; without a system to ship,
+            the model is given them if it was trained with them.
+    """
+    task_type = get_task_type(task.config.type)
+    return {
+        "task_type": task_type.name,
+        "instructions": task.instructions,
+        "has_retrieval": SHIPPED.get(verdict, task_type.trains_with_passages),
+        "top_k": task.config.retrieval.top_k,
+        "candidates": task.config.retrieval.candidates,
+        "max_new_tokens": task.config.evaluation.max_new_tokens,
+    }
+
+
+def template_fingerprint(model: Path, task_type: TaskType | None = None) -> str:
+    """Hash how a prompt is made: the shared template, the chat template saved with a model, the task type's chats.
+
+    Args:
+        model: Folder of the model.
+        task_type: None for a version that was registered before there were task types.
+    """
+    parts: list[Any] = [code_version(prompting), load_tokenizer(model).chat_template]
+    if task_type is not None:
+        # What it makes, not how it is written: its other duties have no say in an answer.
+        parts += [task_type.prompt("instructions", "question", contexts) for contexts in ([], ["one", "two"])]
+    return fingerprint(parts)
+
+
+def answering_code(task_type: TaskType) -> str:
+    """Hash the code between a question and its answer: engines, search, template, the task type."""
+    return code_version(encoder, engine, pooling, prompting, retrieval, sys.modules[type(task_type).__module__])
+
+
+def register(
+    store: Store,
+    task: str,
+    *,
+    serving_model: pl.DataFrame,
+    adapter: pl.DataFrame,
+    training_set: tuple[str, str],
+    chunks: tuple[str, str],
+    serving: dict[str, Any],
+    benchmark_fingerprint: str,
+    template: str,
+    verdict: str,
+    reason: str,
+    scores: dict[str, Any],
+    git_commit: str | None = None,
+) -> pl.DataFrame:
+    """Add a version to the `registered_model` table, unless the newest one is the same in all that decides answers.
+
+    It becomes nobody's champion by that: see `promotion`.
+
+    Args:
+        store: Where tables live.
+        task: Partition.
+        serving_model: The `serving_model` table.
+        adapter: The `adapter` table.
+        training_set: (version, fingerprint) of the rows it was trained on.
+        chunks: (version, fingerprint) of the passages it answers from.
+        serving: See `serving_settings`.
+        benchmark_fingerprint: Of the rows it was evaluated on.
+        template: See `template_fingerprint`.
+        verdict: See `evaluation.statistics`.
+        reason: One sentence with the figures behind the verdict.
+        scores: Point estimates by system.
+        git_commit: Of the checkout that evaluated it.
+
+    Returns:
+        All versions, oldest first.
+    """
+    versions = store.read("registered_model", task)
+    newest = versions.tail(1).to_dicts()[0] if versions.height else None
+    recipe = adapter.item(0, "recipe")
+    made_of = {
+        "serving_model_id": serving_model.item(0, "artifact_id"),
+        "chunks_fingerprint": chunks[1],
+        "serving": json.dumps(serving, sort_keys=True),
+        "template_fingerprint": template,
+        "benchmark_fingerprint": benchmark_fingerprint,
+        "verdict": verdict,
+        "code": answering_code(get_task_type(serving.get("task_type", "open_book_qa"))),
+    }
+    if newest is None or any(newest[name] != value for name, value in made_of.items()):
+        number = (newest["number"] if newest else 0) + 1
+        row = RegisteredModel(
+            model_version=f"{task}@{number}",
+            number=number,
+            registered_at=now(),
+            adapter_id=adapter.item(0, "artifact_id"),
+            training_set_version=training_set[0],
+            training_set_fingerprint=training_set[1],
+            chunks_version=chunks[0],
+            recipe=recipe,
+            **made_of,
+            reason=reason,
+            scores=json.dumps(scores, sort_keys=True),
+            base_model=serving_model.item(0, "base_model"),
+            recipe_fingerprint=fingerprint(json.loads(recipe)),
+            weights_sha256=serving_model.item(0, "sha256"),
+            git_commit=git_commit,
+        )
+        versions = pl.concat([versions, to_frame("registered_model", [row])])
+    return versions
+
+
+def resolve(store: Store, task: str, name: str | None = None) -> dict[str, Any]:
+    """Return the registered row that an alias or a version names; by default the champion.
+
+    Raises:
+        UserError: If nothing is registered under that name.
+    """
+    wanted = name or "champion"
+    aliases = read_aliases(store, task)
+    versions = store.read("registered_model", task)
+    found = versions.filter(pl.col("model_version") == aliases.get(wanted, wanted))
+    if found.is_empty():
+        known = [*aliases, *versions["model_version"].to_list()]
+        raise UserError(
+            f"Task {task} has no model {wanted!r}: "
+            + (f"choose one of {', '.join(known)}." if known else f"run `ev-platform run --task {task}` first.")
+        )
+    return found.to_dicts()[0]
+
+
+def reference_of(
+    store: Store, task: str, *, serving_model_id: str, chunks_fingerprint: str, benchmark_fingerprint: str
+) -> str | None:
+    """Return the version that a model is to be compared with: the champion whose place it would take.
+
+    A model that took a champion's place goes on being compared with that one, so that an unchanged run compares with
+    what it compared with before.
+
+    Args:
+        store: Where tables live.
+        task: Partition.
+        serving_model_id: Artifact of the model at hand.
+        chunks_fingerprint: Of the passages it answers from.
+        benchmark_fingerprint: Of the rows it is evaluated on.
+
+    Returns:
+        Such as `ev_charging@3`; None where no other model has answered yet.
+    """
+    versions = store.read("registered_model", task)
+    same = versions.filter(
+        (pl.col("serving_model_id") == serving_model_id) & (pl.col("chunks_fingerprint") == chunks_fingerprint)
+    )
+    evaluated = same.filter(pl.col("benchmark_fingerprint") == benchmark_fingerprint)["model_version"].to_list()
+    crowned = store.read("promotions", task).filter(pl.col("champion_after").is_in(evaluated))
+    champion = crowned.item(0, "champion_before") if crowned.height else read_aliases(store, task).get("champion")
+    return None if champion in same["model_version"].to_list() else champion
+
+
+def is_same_model(store: Store, task: str, one: str | None, other: str | None) -> bool:
+    """Return whether two versions have the same weights and passages, and differ in how they were evaluated only."""
+    rows = store.read("registered_model", task).filter(pl.col("model_version").is_in([one, other]))
+    made_of = rows.select("serving_model_id", "chunks_fingerprint")
+    return None not in (one, other) and made_of.height > 0 and made_of.n_unique() == 1

@@ -1,0 +1,114 @@
+"""The stage `registry` materialized over published evaluations: it ends in promoted, kept, or nothing changed."""
+
+import dagster as dg
+import pytest
+
+from ev_platform.registry import load_release, read_aliases
+from ev_platform.registry.gate import CHECKS
+from ev_platform_tests.registry.evaluated import (
+    BETTER,
+    WORSE,
+    publish_corpus,
+    publish_evaluation,
+    publish_model,
+    write_task,
+)
+from ev_platform_tests.registry.registered import PlainStore
+from ev_platform_tests.test_graph import forget_graph
+
+UPSTREAM = (
+    "serving_model",
+    "adapter",
+    "training_set",
+    "chunks",
+    "benchmark",
+    "eval_report",
+    "predictions",
+    "general_answers",
+    "merged_model",
+    "base_serving_model",
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("stage")
+
+
+@pytest.fixture(scope="module")
+def task(root):
+    return write_task(root)
+
+
+@pytest.fixture(scope="module")
+def run(root, task):
+    """Return what materializes the stage, and gives what it says about the promotions and the checks that failed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EV_DATA_DIR", str(root / "data"))
+        patch.setenv("EV_TASKS_DIR", str(root / "tasks"))
+        forget_graph()
+        from ev_platform.defs import registry
+        from ev_platform.defs.resources import ParquetIOManager, StoreResource
+
+        resource = StoreResource(data_dir=str(root / "data"), tasks_dir=str(root / "tasks"))
+
+        def materialize():
+            with dg.DagsterInstance.ephemeral() as instance:
+                done = dg.materialize(
+                    [registry.registered_model, registry.promotion_gate, registry.promotions, *registry.checks]
+                    + [dg.AssetSpec(name, partitions_def=registry.tasks_partitions) for name in UPSTREAM],
+                    resources={"store": resource, "io_manager": ParquetIOManager(store=resource)},
+                    instance=instance,
+                    partition_key="tiny",
+                )
+            (event,) = (e for e in done.get_asset_materialization_events() if e.asset_key.path == ["promotions"])
+            checks = {e.check_name: e.passed for e in done.get_asset_check_evaluations()}
+            assert set(checks) == set(CHECKS)
+            metadata = event.step_materialization_data.materialization.metadata
+            said = {name: metadata[name].value for name in ("outcome", "reason", "unchanged")}
+            return said | {"failed": [name for name in CHECKS if not checks[name]]}
+
+        yield materialize
+        forget_graph()
+
+
+@pytest.fixture(scope="module")
+def story(root, task, run):
+    """Run the stage for a good model, unchanged, for a worse one, and unchanged again; return what each run said."""
+    store = PlainStore(root / "data")
+    publish_corpus(store)
+    publish_model(store, task, root, seed=1)
+    publish_evaluation(store, task, BETTER)
+    said = {"good": run(), "good again": run()}
+    publish_model(store, task, root, seed=2)
+    publish_evaluation(store, task, WORSE, champion=load_release(store, task, "champion"))
+    return said | {"worse": run(), "worse again": run()}
+
+
+def test_stage_promotes_a_version_that_passes_every_check(story):
+    assert story["good"]["failed"] == []
+    assert story["good"]["outcome"] == "promoted"
+    assert story["good"]["reason"] == "tiny@1 passed all 9 checks; there was no champion before it."
+
+
+def test_stage_keeps_the_champion_when_the_tuned_model_is_worse(root, story):
+    assert story["worse"]["failed"] == ["better_than_base", "not_worse_than_champion"]
+    assert story["worse"]["outcome"] == "kept"
+    assert story["worse"]["reason"].startswith("tiny@1 stays champion: tiny@2 failed better_than_base (The verdict is")
+    assert "the tuned model is worse" in story["worse"]["reason"]
+    assert read_aliases(PlainStore(root / "data"), "tiny") == {"candidate": "tiny@2", "champion": "tiny@1"}
+
+
+@pytest.mark.parametrize("run_name", ["good again", "worse again"])
+def test_stage_that_finds_nothing_new_decides_and_stores_nothing(root, story, run_name):
+    assert (story[run_name]["outcome"], story[run_name]["unchanged"]) == ("nothing changed", True)
+    decisions = PlainStore(root / "data").read("promotions", "tiny")
+    assert decisions["decision"].to_list() == ["promoted", "kept"]
+    assert decisions["champion_before"].to_list() == [None, "tiny@1"]
+
+
+def test_stage_writes_a_note_that_says_why(root, story):
+    note = (root / "data" / "reports" / "tiny_promotion.md").read_text()
+    assert note.startswith("# tiny: nothing changed\n\ntiny@2 was kept back before because of better_than_base")
+    assert "| not_worse_than_champion | **no** |" in note
+    assert "gate: tiny@2 kept. tiny@1 stays champion" in note

@@ -1,0 +1,161 @@
+"""What the gate judges by, gathered from a real store: descent of the weights, leaks, answers of the endpoint."""
+
+import shutil
+
+import polars as pl
+import pytest
+
+from ev_platform import registry
+from ev_platform.records import to_frame
+from ev_platform.registry.evidence import SAMPLE, collect, descent_flaw, replay_sample
+from ev_platform.registry.gate import judge
+from ev_platform.registry.releases import Release
+from ev_platform.tasks import get_task
+from ev_platform_tests.registry.evaluated import (
+    QUESTIONS,
+    dataset_row,
+    publish_corpus,
+    publish_evaluation,
+    publish_model,
+    write_task,
+)
+from ev_platform_tests.registry.registered import OPEN_BOOK, PlainStore, artifact, write_weights
+
+# ---- descent of the weights ----
+
+
+def chain(store, **changes):
+    """Return the tables of the weights from adapter to served model, in order but what is named, and their version."""
+    for kind in ("adapter", "merged_model", "serving_model", "base_serving_model"):
+        write_weights(store, kind, "m1", changes.pop(f"{kind}_bytes", None))
+    adapter = artifact(store, "adapter", "m1", {"training_set": "f1"})
+    merged = artifact(store, "merged_model", "m1", {"adapter": changes.get("merged_from", adapter.item(0, "sha256"))})
+    serving = artifact(store, "serving_model", "m1", {"model": changes.get("served_from", merged.item(0, "sha256"))})
+    version = {
+        "model_version": "tiny@1",
+        "serving_model_id": "m1",
+        "adapter_id": "m1",
+        "training_set_fingerprint": "f1",
+        "weights_sha256": serving.item(0, "sha256"),
+    }
+    return version | changes, adapter, merged, serving, artifact(store, "base_serving_model", "m1")
+
+
+def test_descent_of_weights_that_follow_from_the_adapter_has_no_flaw(store):
+    assert descent_flaw(*chain(store)) is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ({"merged_from": "an adapter of last week"}, "made from another adapter (a stale one)"),
+        ({"served_from": "merged weights of last week"}, "made from another merged model"),
+        ({"training_set_fingerprint": "f2"}, "trained on other rows than it names"),
+        ({"adapter_id": "m0"}, "another one than it names"),
+        ({"weights_sha256": "0"}, "not those that were evaluated"),
+        ({"serving_model_id": "m0"}, "not those that were evaluated"),
+        ({"serving_model_bytes": "same", "base_serving_model_bytes": "same"}, "the adapter is not in them"),
+    ],
+)
+def test_descent_of_a_stale_or_unmerged_adapter_is_told(store, fault, told):
+    flaw = descent_flaw(*chain(store, **fault))
+    assert flaw is not None
+    assert flaw.startswith("tiny@1 is not what it says it is: ")
+    assert told in flaw
+
+
+# ---- leaks and the endpoint ----
+
+TABLES = (
+    "eval_report",
+    "predictions",
+    "benchmark",
+    "general_answers",
+    "adapter",
+    "merged_model",
+    "serving_model",
+    "base_serving_model",
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a folder with a task whose random model was evaluated and registered."""
+    root = tmp_path_factory.mktemp("evidence")
+    store, task = PlainStore(root / "data"), write_task(root)
+    publish_corpus(store)
+    publish_model(store, task, root, seed=1)
+    publish_evaluation(store, task)
+    made_of = {name: store.current(name, "tiny") for name in ("training_set", "chunks", "benchmark")}
+    versions = registry.register(
+        store,
+        "tiny",
+        serving_model=store.read("serving_model", "tiny"),
+        adapter=store.read("adapter", "tiny"),
+        training_set=(made_of["training_set"].version, made_of["training_set"].fingerprint),
+        chunks=(made_of["chunks"].version, made_of["chunks"].fingerprint),
+        serving=registry.serving_settings(task, "inconclusive"),
+        benchmark_fingerprint=made_of["benchmark"].fingerprint,
+        template=registry.template_fingerprint(store.artifact_path("serving_model", "m1"), OPEN_BOOK),
+        verdict="inconclusive",
+        reason="because",
+        scores={},
+    )
+    store.publish("registered_model", "tiny", versions)
+    return root
+
+
+@pytest.fixture
+def evaluated(made, store, tmp_path):
+    """Return the task and the tables, in folders of the test's own."""
+    shutil.copytree(made / "data", store.root)
+    shutil.copytree(made / "tasks", tmp_path / "tasks")
+    return get_task("tiny", tmp_path / "tasks"), {name: store.read(name, "tiny") for name in TABLES}
+
+
+def replayed(store, task, tables):
+    (version,) = store.read("registered_model", "tiny").to_dicts()
+    answered = tables["predictions"].filter(pl.col("system") == "tuned_rag")
+    return replay_sample(store, task, version, tables["benchmark"], answered)
+
+
+def test_replay_of_what_was_evaluated_agrees_on_a_spread_of_the_rows(store, evaluated):
+    task, tables = evaluated
+    found = replayed(store, task, tables)
+    assert (found.n, found.n_same, found.difference, found.error) == (SAMPLE, SAMPLE, None, None)
+    assert tables["predictions"].filter(pl.col("system") == "tuned_rag")["prediction"].n_unique() > 1
+
+
+def test_replay_with_another_prompt_at_serving_is_caught(store, evaluated, monkeypatch):
+    task, tables = evaluated
+    render = Release.render
+    monkeypatch.setattr(Release, "render", lambda self, question, hits: f"<s>[INST]{render(self, question, hits)}")
+    found = replayed(store, task, tables)
+    assert found.n_same < found.n
+    assert found.difference is not None and "in place of" in found.difference
+
+
+@pytest.mark.parametrize("has_context", [False, True])
+def test_replay_with_another_chat_template_in_the_served_folder_is_caught(store, evaluated, has_context):
+    task, tables = evaluated
+    if has_context:  # then nothing is replayed, but the template is compared all the same
+        tables["benchmark"] = tables["benchmark"].with_columns(context=pl.lit("A passage of its own."))
+        assert replayed(store, task, tables).error is None
+    file = store.artifact_path("serving_model", "m1") / "chat_template.jinja"
+    file.write_text(file.read_text().replace("<|im_start|>", "[INST]"))
+    found = replayed(store, task, tables)
+    assert found.error is not None and "another prompt template" in found.error
+
+
+def test_collect_finds_a_leaked_training_row_of_the_version(store, evaluated):
+    task, tables = evaluated
+    (version,) = store.read("registered_model", "tiny").to_dicts()
+    clean = collect(store, task, None, version=version, tables=tables)
+    assert (clean.leaks, clean.n_training_rows, clean.general) == ([], 1, {})
+    assert (clean.replayed.n_same, clean.token_agreement, clean.flaw) == (SAMPLE, None, None)
+    leaked = [dataset_row("train", 1, QUESTIONS[3].lower())]
+    trained = store.publish("training_set", "tiny", to_frame("training_set", leaked))
+    found = collect(store, task, None, version=version | {"training_set_version": trained.version}, tables=tables)
+    gate = {row["check"]: row for row in judge(found, OPEN_BOOK, task.config.promotion).to_dicts()}
+    assert not gate["nothing_leaked"]["passed"]
+    assert QUESTIONS[3] in gate["nothing_leaked"]["reason"]
