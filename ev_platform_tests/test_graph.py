@@ -243,8 +243,12 @@ def test_first_run_registers_version_1(finished):
     assert row["training_set_fingerprint"] == current["training_set"].fingerprint
     assert row["chunks_version"] == current["chunks"].version
     assert row["serving_model_id"] == finished.read("serving_model").item(0, "artifact_id")
-    expected = {"candidate": "tiny@1"} | ({"champion": "tiny@1"} if row["verdict"].startswith("ship tuned") else {})
-    assert read_aliases(finished.store, "tiny") == expected
+    # A random model on three rows can show nothing, and the gate says so.
+    assert read_aliases(finished.store, "tiny") == {"candidate": "tiny@1"}
+    assert finished.result.outcome == "kept"
+    (decision,) = finished.read("promotions").to_dicts()
+    assert (decision["decision"], decision["model_version"], decision["champion_after"]) == ("kept", "tiny@1", None)
+    assert {"better_than_base", "enough_rows"} <= set(decision["failed_checks"])
 
 
 def test_first_run_catalogue_traces_the_model_to_its_pages(finished):
@@ -280,6 +284,7 @@ def test_second_run_computes_and_trains_nothing(workspace):
     result = workspace.run()
     assert result.computed == ()
     assert set(result.unchanged) == ASSETS
+    assert result.outcome == "nothing changed"
     after = workspace.current()
     assert {t: r.fingerprint for t, r in after.items()} == {t: r.fingerprint for t, r in before.items()}
     # Only the crawl may store again: the hour of its last look is a new one.

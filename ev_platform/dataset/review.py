@@ -113,12 +113,16 @@ def _draw(rows: Sequence[dict[str, Any]], n: int, seed: int) -> list[dict[str, A
 
 
 def as_csv(table: Iterable[Mapping[str, str]], columns: Sequence[str]) -> bytes:
-    """Return rows as a CSV file that a spreadsheet opens as text; `as_written` takes back what it adds to a cell."""
+    """Return rows as a CSV file that a spreadsheet opens as text; `as_written` takes back what it adds to a cell.
+
+    A NUL byte, which an untrained model may write and no CSV reader takes, becomes U+FFFD.
+    """
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, columns)
     writer.writeheader()
     for row in table:
-        writer.writerow({name: f"'{cell}" if _FORMULA.match(cell) else cell for name, cell in row.items()})
+        cells = {name: cell.replace("\0", "\ufffd") for name, cell in row.items()}
+        writer.writerow({name: f"'{cell}" if _FORMULA.match(cell) else cell for name, cell in cells.items()})
     # With the byte order mark Excel reads the file as UTF-8.
     return buffer.getvalue().encode("utf-8-sig")
 

@@ -16,6 +16,7 @@ import polars as pl
 import yaml
 
 from ev_platform.engine import Engine, Writer
+from ev_platform.evaluation.statistics import Difference, paired_difference
 from ev_platform.prompting import Messages
 from ev_platform.records import GeneralAnswer, to_frame
 from ev_platform.storage import short_id
@@ -23,6 +24,7 @@ from ev_platform.storage import short_id
 ITEMS = Path(__file__).with_name("general.yaml")
 SYSTEM = "Answer the question in a few words."
 MAX_NEW_TOKENS = 24  # "To add 7 and 6, you simply add them together: 7 + 6 = 13." has 22
+RESAMPLES = 2000  # of the interval, as in evaluation
 _AT_ONCE = 8  # questions in one call of the engine: three times as fast on a CPU as one by one
 
 
@@ -61,6 +63,23 @@ def summary(answers: pl.DataFrame) -> dict[str, dict[str, float]]:
             "perplexity": math.exp(nll),
         }
     return figures
+
+
+def lost(answers: pl.DataFrame) -> Difference | None:
+    """Return the share of general questions that base answers and tuned does not, less those it has learned.
+
+    Paired by question, with its interval, which is wide: so few questions show what is lost for good and little more.
+
+    Returns:
+        None for an empty table.
+    """
+    right = {
+        model: rows.sort("item_id")["score"].to_numpy()
+        for (model,), rows in answers.filter(pl.col("kind") == "question").group_by("model")
+    }
+    if not {"base", "tuned"} <= right.keys():
+        return None
+    return paired_difference(right["base"], right["tuned"], resamples=RESAMPLES, seed=0)
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:

@@ -212,7 +212,7 @@ def minimum_detectable_effect(n_rows: int, sd: float) -> float:
         return float(nct.sf(critical, freedom, shift)) - POWER
 
     # The shift is in standard errors of the mean: two rows need 16 of them, many rows 2.8.
-    return sd / np.sqrt(n_rows) * float(brentq(missing_power, 0.0, 25.0))  # type: ignore[arg-type]
+    return float(sd / np.sqrt(n_rows) * brentq(missing_power, 0.0, 25.0))  # type: ignore[arg-type]
 
 
 def verdict(

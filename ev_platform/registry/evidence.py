@@ -13,7 +13,7 @@ import polars as pl
 
 from ev_platform.dataset.overlap import find_overlaps
 from ev_platform.errors import UserError
-from ev_platform.evaluation.retention import summary
+from ev_platform.evaluation.retention import lost, summary
 from ev_platform.registry.gate import Evidence, Replayed, shipped_system
 from ev_platform.registry.releases import checked_settings, load_release
 from ev_platform.storage import Store
@@ -52,6 +52,7 @@ def collect(
         champion=champion,
         metrics=metrics,
         general=summary(tables["general_answers"]),
+        lost=lost(tables["general_answers"]),
         leaks=find_overlaps(trained_on, tables["benchmark"], chunks, task.config.dataset),
         n_training_rows=trained_on.height,
         flaw=descent_flaw(version, *(tables[name] for name in _WEIGHTS)),

@@ -15,7 +15,7 @@ import polars as pl
 
 from ev_platform.dataset.overlap import Overlap
 from ev_platform.evaluation.names import METRIC_NAMES
-from ev_platform.evaluation.statistics import SYSTEMS
+from ev_platform.evaluation.statistics import SYSTEMS, Interval
 from ev_platform.evaluation.summary import deciding_metric, differences_of
 from ev_platform.records import GateCheck, to_frame
 from ev_platform.registry.versions import SHIPPED
@@ -62,6 +62,7 @@ class Evidence:
         champion: The version it is compared with; None where there is none.
         metrics: The `eval_report` table.
         general: Of "base" and "tuned", the accuracy and the perplexity on the general set; empty where not measured.
+        lost: Share of the general questions that tuning lost, with its interval; None where not measured.
         leaks: Training rows that meet test rows.
         n_training_rows: Rows that were looked at for leaks.
         flaw: Why the served weights are not those of the adapter; None where they are.
@@ -73,6 +74,7 @@ class Evidence:
     champion: str | None
     metrics: pl.DataFrame
     general: Mapping[str, Mapping[str, float]]
+    lost: Interval | None
     leaks: Sequence[Overlap]
     n_training_rows: int
     flaw: str | None
@@ -120,7 +122,7 @@ def judge(evidence: Evidence, task_type: TaskType, config: PromotionConfig) -> p
         "not_worse_than_champion": _not_worse_than_champion(scores, config),
         "enough_rows": _enough_rows(scores, config),
         "latency": _latency(scores, config),
-        "retention": _retention(evidence.general, config),
+        "retention": _retention(evidence.general, evidence.lost, config),
         "abstention": _abstention(scores, config),
         "nothing_leaked": _nothing_leaked(evidence),
         "export_agrees": _export_agrees(evidence, config),
@@ -236,21 +238,21 @@ def _latency(scores: _Scores, config: PromotionConfig) -> _Finding:
     )
 
 
-def _retention(general: Mapping[str, Mapping[str, float]], config: PromotionConfig) -> _Finding:
+def _retention(general: Mapping[str, Mapping[str, float]], lost: Interval | None, config: PromotionConfig) -> _Finding:
     margin, most = config.retention_margin, config.max_perplexity_ratio
-    if not {"base", "tuned"} <= general.keys():
+    if lost is None or not {"base", "tuned"} <= general.keys():
         return _Finding(True, None, margin, "General ability was not measured: the model writes no text.")
     base, tuned = general["base"], general["tuned"]
-    lost, ratio = base["accuracy"] - tuned["accuracy"], tuned["perplexity"] / base["perplexity"]
+    ratio = tuned["perplexity"] / base["perplexity"]
     told = (
-        f"Of the general questions it answers {tuned['accuracy']:.0%} and the base model {base['accuracy']:.0%} "
-        f"({margin:.0%} may be lost); its perplexity of neutral text is {ratio:.2f} times the base model's "
-        f"({most:g} times may be)."
+        f"Of the general questions it answers {tuned['accuracy']:.0%} and the base model {base['accuracy']:.0%} (95 % "
+        f"interval of the loss {lost.low:+.0%} to {lost.high:+.0%}; more than {margin:.0%} must not be certain); its "
+        f"perplexity of neutral text is {ratio:.2f} times the base model's ({most:g} times may be)."
     )
     if not ratio <= most:  # also where it is not a number
         return _Finding(False, ratio, most, told)
-    # Shares of a few dozen questions: 0.3 - 0.2 must not exceed 0.1 by a rounding error.
-    return _Finding(round(lost, 9) <= margin, lost, margin, told)
+    # Of so few questions one in seven is lost by chance alone: what fails is a loss that chance does not explain.
+    return _Finding(lost.low is not None and round(lost.low, 9) <= margin, lost.value, margin, told)
 
 
 def _abstention(scores: _Scores, config: PromotionConfig) -> _Finding:

@@ -288,7 +288,8 @@ class PromotionConfig(_Strict):
         min_rows: Test rows below which nothing can be concluded.
         max_latency_ratio: Median latency against the champion's, or without one the base's with the same passages.
         max_latency_ms_p95: Of one answer; None: no bound.
-        retention_margin: Share of general questions it may lose against the base.
+        retention_margin: Share of general questions it may lose against the base; the loss counts where its whole
+            interval lies above this.
         max_perplexity_ratio: Perplexity of neutral text against the base's.
         abstention_margin: Share of unanswerable questions, and of answerable ones, whose right treatment it may lose
             against the champion, or without one the base.

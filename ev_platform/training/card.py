@@ -19,8 +19,8 @@ from ev_platform.dataset.card import count_licences, count_reasons, count_source
 from ev_platform.dataset.export import Dataset, Row
 from ev_platform.errors import UserError
 from ev_platform.evaluation.report import DIFFERENCES, METRIC_NAMES, SCORES
-from ev_platform.evaluation.statistics import SYSTEMS, verdict
-from ev_platform.evaluation.summary import deciding_metric, differences_of
+from ev_platform.evaluation.statistics import SYSTEMS
+from ev_platform.evaluation.summary import deciding_metric, judge
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training.base import BUNDLED, BUNDLED_ENCODER
 
@@ -78,7 +78,8 @@ def render_model_card(dataset: Dataset) -> str:
     model = adapter.to_dicts()[0]
     recipe = json.loads(model["recipe"])
     rows = pl.DataFrame({"origin": [row["origin"] for rows in trained.splits.values() for row in rows]})
-    metric = deciding_metric(get_task_type(dataset.task.config.type))
+    task_type = get_task_type(dataset.task.config.type)
+    metric = deciding_metric(task_type)
     exported = dataset.table("serving_model")
     example = next((row for rows in trained.splits.values() for row in rows), None)
     environment = Environment(  # noqa: S701 - Markdown; `cell` takes away what would break a table or be HTML
@@ -109,7 +110,7 @@ def render_model_card(dataset: Dataset) -> str:
         differences=_figures(report.filter(pl.col("compared_to").is_not_null()), DIFFERENCES),
         n_test=report["n_rows"].max(),
         metric=METRIC_NAMES[metric],
-        verdict=verdict(differences_of(report, metric), METRIC_NAMES[metric]),
+        verdict=judge(report, task_type, dataset.task.config.promotion.min_rows),
         counts=rows.group_by("origin").len("n").sort("origin").to_dicts(),
         sources=sources,
         licences=count_licences(sources),

@@ -1,7 +1,7 @@
 import pytest
 
 from ev_platform.errors import UserError
-from ev_platform.evaluation.judgements import fold, key_of, read_judgements, verdict_of
+from ev_platform.evaluation.judgements import fold, key_of, read_judgements, verdict_of, write_sheet
 
 HEADER = "question,answer_a,answer_b,better\n"
 
@@ -67,3 +67,10 @@ def test_file_that_cannot_be_used_is_refused_by_row_and_column(read, tmp_path, t
 def test_case_and_blanks_tell_no_answers_apart_but_signs_do():
     assert fold(" No,\n never") == fold("no, NEVER")
     assert fold("-5 °C") != fold("5 °C")
+
+
+def test_sheet_with_what_an_untrained_model_wrote_can_be_read_and_written_again(tmp_path):
+    pairs = [{"question": "Q?", "reference": "r", "answer": '\0a\r\x1b,"', "other": "b\n\0"}]
+    file = tmp_path / "sheet.csv"
+    assert write_sheet(file, pairs) and write_sheet(file, pairs)
+    assert read_judgements(file) == {}

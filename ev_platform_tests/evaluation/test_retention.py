@@ -5,7 +5,7 @@ import yaml
 
 from ev_platform.encoder import EncoderEngine
 from ev_platform.engine import Completion, CTranslate2Engine, Likelihood
-from ev_platform.evaluation.retention import ITEMS, SYSTEM, ask_general, is_right, summary
+from ev_platform.evaluation.retention import ITEMS, SYSTEM, ask_general, is_right, lost, summary
 from ev_platform.training.export import export_serving_model
 from ev_platform_tests.tiny import tiny_recipe, write_tiny_model
 
@@ -78,6 +78,8 @@ def test_model_that_forgot_scores_below_its_base():
     assert figures["base"]["perplexity"] == pytest.approx(math.exp((3 * 10 + 4 * 20) / 30))
     assert figures["tuned"]["perplexity"] == pytest.approx(math.e * figures["base"]["perplexity"])
     assert base.systems == {SYSTEM}
+    loss = lost(answers)
+    assert loss.value == 20 / 40 and 0.3 < loss.low < loss.value < loss.high < 0.7
 
 
 def test_items_have_the_same_ids_for_every_model():
@@ -112,4 +114,4 @@ def test_damaged_model_finds_neutral_texts_less_likely(tmp_path):
 def test_encoder_has_no_general_answers():
     encoder = object.__new__(EncoderEngine)  # it is never asked, so that it needs no weights
     answers = ask_general({"base": ("b1", encoder), "tuned": ("t1", encoder)})
-    assert answers.is_empty() and summary(answers) == {}
+    assert answers.is_empty() and summary(answers) == {} and lost(answers) is None

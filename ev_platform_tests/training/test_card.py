@@ -50,7 +50,7 @@ def evaluated(metric):
     pairs = [("tuned", "base", 0.4), ("base_rag", "base", 0.1), ("tuned", "base_rag", 0.3)]
     return [
         *(Metric(name, None, metric, value, low, high, 40) for name, value, low, high in score),
-        *(Metric(a, b, metric, value, value - 0.05, value + 0.05, 40) for a, b, value in pairs),
+        *(Metric(a, b, metric, value, value - 0.05, value + 0.05, 40, p_value=0.001) for a, b, value in pairs),
         Metric("tuned", None, "latency_ms_p50", 300.4, None, None, 40),
     ]
 
