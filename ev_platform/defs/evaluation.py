@@ -124,7 +124,16 @@ def predictions(
         return {"predictions": answers}
 
     config = {**_answering(task), "champion": reference}
-    for output in build(context, store, ["predictions"], inputs=inputs, config=config, code=CODE, compute=compute):
+    for output in build(
+        context,
+        store,
+        ["predictions"],
+        inputs=inputs,
+        config=config,
+        code=CODE,
+        compute=compute,
+        force=_is_back(opened, task, reference),
+    ):
         for reason in left_out.values():
             context.log.warning(f"The champion takes no part: {reason}")
         yield output.with_metadata({**output.metadata, **left_out})
@@ -137,10 +146,20 @@ def _load_champion(
         return None
     try:
         return registry.load_release(store, task, reference, needs_corpus=False)
-    except UserError as error:
-        # A champion that can no longer answer must not keep its successor from being evaluated.
-        left_out["champion_left_out"] = str(error)
+    except Exception as error:
+        # Whatever it is: a champion that can no longer answer must not keep its successor from being evaluated.
+        left_out["champion_left_out"] = str(error) if isinstance(error, UserError) else repr(error)
         return None
+
+
+def _is_back(store: Store, task: Task, reference: str | None) -> bool:
+    """Return whether a champion that could not take part when the stored answers were made can do so now."""
+    stored = store.current("predictions", task.name)
+    if reference is None or stored is None or stored.config.get("champion") != reference:
+        return False
+    if systems.CHAMPION in store.read("predictions", task.name)["system"]:
+        return False
+    return _load_champion(store, task, reference, {}) is not None
 
 
 @dg.asset(
@@ -223,7 +242,8 @@ def seed_scores(
                     task.config,
                     vectors=chunk_vectors.frame,
                 ),
-                {"code": CODE_SEEDS, **config, **{name: table.fingerprint for name, table in inputs.items()}},
+                # The evaluated model's own answers change with the champion beside it; other seeds do not.
+                {"code": CODE_SEEDS, **config, **{n: t.fingerprint for n, t in inputs.items() if n != "predictions"}},
                 trainer(),
                 is_labels=not task_type.has_corpus,
             )

@@ -58,6 +58,8 @@ class LinearProbe:
 
     def answer(self, batch: Sequence[Row]) -> list[Answer]:
         """Return the likeliest label of each row."""
+        if not batch:
+            return []
         started = time.perf_counter()
         labels = self._model.predict(embed([row["question"] for row in batch]))
         latency_ms = round((time.perf_counter() - started) * 1000 / max(1, len(batch)), 3)

@@ -87,6 +87,12 @@ def read_report(store: Store, task: Task) -> dict[str, Any]:
     if scored is None or answered is None:
         raise UserError(f"The task {task.name} has not been evaluated yet: run `ev-platform run --task {task.name}`.")
     metrics = store.read("eval_report", task.name)
+    differences = metrics.filter(pl.col("compared_to").is_not_null())
+    if differences.height and differences["p_value"].null_count() == differences.height:
+        raise UserError(
+            f"The task {task.name} was evaluated by an earlier release, which made no permutation test: run "
+            f"`ev-platform run --task {task.name}`."
+        )
     predictions = store.read("predictions", task.name, answered.version)
     asked = _version(store, "benchmark", task.name, answered.inputs.get("benchmark"))
     benchmark = store.read("benchmark", task.name, asked.version) if asked else pl.DataFrame()

@@ -6,6 +6,7 @@ who answers (`systems`), scores (`metrics`), intervals (`statistics`), and how t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ import polars as pl
 from tqdm import tqdm
 
 from ev_platform.engine import Engine
+from ev_platform.errors import UserError
 from ev_platform.evaluation.answering import Answer, System
 from ev_platform.evaluation.metrics import groundedness, is_abstention, score_answers, score_labels
-from ev_platform.evaluation.systems import open_systems
+from ev_platform.evaluation.systems import CHAMPION, open_systems
 from ev_platform.records import Prediction, to_frame
 from ev_platform.storage import short_id
 from ev_platform.tasks import TaskConfig
@@ -23,6 +25,8 @@ from ev_platform.tasks.types import TaskType
 
 if TYPE_CHECKING:
     from ev_platform.registry import Release
+
+_log = logging.getLogger(__name__)
 
 
 def predict(
@@ -54,7 +58,8 @@ def predict(
         vectors: The `chunk_vectors` table.
         training_set: The table; with it, floors take part.
         teacher_answers: The table; the teacher takes part if it answered every row.
-        champion: The version that the model is compared with; it answers with its own passages and settings.
+        champion: The version that the model is compared with; it answers with its own passages and settings. It takes
+            no part if it refuses a row, such as one that is longer than its window.
 
     Returns:
         The `predictions` table: rows of the benchmark in order, for each the systems in the order of `open_systems`.
@@ -103,12 +108,20 @@ def _ask(systems: Sequence[System], rows: Sequence[dict[str, Any]]) -> list[tupl
     # Those whose speed is compared answer one question at a time, as they are served, and in turn: whatever else the
     # machine does hits them alike. The others answer all questions at once.
     at_once = {system.name: system.answer(rows) for system in systems if not system.takes_turns}
-    answers = []
+    answers, asked = [], list(systems)
     for number, row in enumerate(tqdm(rows, desc="evaluate", unit="row", disable=None)):
-        for system in systems:
-            answer = system.answer([row])[0] if system.takes_turns else at_once[system.name][number]
+        for system in tuple(asked):
+            try:
+                answer = system.answer([row])[0] if system.takes_turns else at_once[system.name][number]
+            except UserError as error:
+                if system.name != CHAMPION:
+                    raise
+                # What is already in place must not keep its successor from being evaluated.
+                _log.warning("The champion takes no part, since it refuses a row: %s", error)
+                asked.remove(system)
+                continue
             answers.append((row, system, answer))
-    return answers
+    return [one for one in answers if one[1] in asked]
 
 
 def _prediction(

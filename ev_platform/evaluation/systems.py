@@ -22,6 +22,8 @@ from ev_platform.tasks.types import TaskType
 if TYPE_CHECKING:
     from ev_platform.registry import Release
 
+CHAMPION = "champion"
+
 
 @dataclass
 class ModelSystem:
@@ -154,7 +156,7 @@ def _champion(release: Release, rows: Sequence[Row]) -> ModelSystem:
         passages = {chunk_id: Passage.of(chunk_id, chunk.heading_path, chunk.text) for chunk_id, chunk in chunks}
         search = Search(release.retriever, passages, release.top_k, rows)
     return ModelSystem(
-        "champion",
+        CHAMPION,
         release.model_version,
         release.engine,
         release.task_type,

@@ -234,6 +234,19 @@ def test_stage_altered_champion_takes_no_part_and_says_so(workspace, models):
     assert "champion" not in set(workspace.read("predictions")["system"])
     assert "SHA-256" in metadata["predictions"]["champion_left_out"].value
     assert checks["every_system_answered"].passed
+    assert computed(run(workspace, "predictions")[0]) == set()
+
+
+def test_stage_champion_whose_files_are_back_takes_part_again(workspace, models):
+    make_champion(workspace, models)
+    weights = workspace.store.artifact_path("serving_model", "s0") / "model.bin"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept + b"x")
+    run(workspace, "predictions")
+    weights.write_bytes(kept)
+    assert computed(run(workspace, "predictions")[0]) == {"predictions"}
+    assert "champion" in set(workspace.read("predictions")["system"])
+    assert computed(run(workspace, "predictions")[0]) == set()
 
 
 def set_seeds(workspace):
@@ -249,6 +262,12 @@ def test_seed_scores_recipe_is_trained_with_each_seed_once(workspace):
     assert scores == [(seed, "tuned", metric, N_TEST_ROWS) for seed in (17, 5) for metric in ("accuracy", "macro_f1")]
     assert "| tuned | accuracy | 2 |" in metadata["seed_scores"]["spread"].value
     assert computed(run(workspace, "predictions", "seed_scores")[0]) == set()
+    # Another champion has the model answer again; the seed is not trained again for that.
+    (kept,) = (workspace.store.root / "seeds").glob("*.json")
+    workspace.store.publish("predictions", "tiny", workspace.read("predictions").reverse())
+    before = kept.stat().st_mtime_ns
+    run(workspace, "seed_scores")
+    assert kept.stat().st_mtime_ns == before and len(list(kept.parent.iterdir())) == 1
 
 
 @pytest.mark.parametrize("table", ["training_set", "validation_set"])

@@ -203,6 +203,14 @@ def test_page_of_a_task_without_evaluation_says_what_to_do(tmp_path, evaluated):
         write_report(empty, evaluated.task)
 
 
+def test_page_of_an_evaluation_without_permutation_tests_says_what_to_do(stored):
+    store, scored = stored.store, stored.store.current("eval_report", TASK)
+    older = store.read("eval_report", TASK).with_columns(pl.lit(None, pl.Float64).alias("p_value"))
+    store.publish("eval_report", TASK, older, inputs=scored.inputs, config=scored.config)
+    with pytest.raises(UserError, match=r"evaluated by an earlier release, .+ run `ev-platform run --task \w+`\.$"):
+        write_report(store, stored.task)
+
+
 def test_labels_have_their_confusion_and_their_f1(tmp_path):
     stored = store_labels(tmp_path)
     told = read_report(stored.store, stored.task)

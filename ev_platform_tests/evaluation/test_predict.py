@@ -12,7 +12,7 @@ import pytest
 from ev_platform.engine import Completion
 from ev_platform.errors import UserError
 from ev_platform.evaluation import floors, predict
-from ev_platform.evaluation.floors import first_sentence
+from ev_platform.evaluation.floors import LinearProbe, first_sentence
 from ev_platform.prompting import passage_text
 from ev_platform.records import Chunk, DatasetRow, TeacherAnswer, schema_of, to_frame
 from ev_platform.registry import Release, SourceChunk
@@ -251,21 +251,40 @@ def test_predict_teacher_that_left_a_row_out_takes_no_part(changes):
         assert "teacher" not in set(predict_qa(rows, teacher_answers=given)["system"])
 
 
-def test_predict_champion_answers_with_its_own_passages_prompt_and_settings():
+def make_champion(engine):
     chunk = SourceChunk("chk_old", "An older page says 100 ohm.", "Old", "Old", "u", None, "l", "p", datetime.now(UTC))
     vectors = embed([passage_text("Old", chunk.text)])
-    older = Engine("100 ohm")
-    champion = Release(
+    return Release(
         model_version="tiny@1",
         task_type=get_task_type("closed_book_qa"),
         instructions="Be old.",
-        engine=older,
+        engine=engine,
         retriever=Retriever(["chk_old"], [chunk.text], vectors),
         chunks={"chk_old": chunk},
         top_k=1,
         max_new_tokens=3,
         has_retrieval=True,
     )
+
+
+def test_predict_champion_that_refuses_a_row_takes_no_part_at_all(caplog):
+    class Narrow(Engine):
+        def generate(self, prompts, **options):
+            if "It has 200 ohm" in prompts[0]:
+                raise UserError("A prompt of 9 tokens exceeds the window: shorten it.")
+            return super().generate(prompts, **options)
+
+    rows = [row(1, QUESTION, "100 ohm"), row(2, QUESTION, "200 ohm", context="It has 200 ohm.")]
+    frame = predict_qa(rows, champion=make_champion(Narrow()))
+    assert frame["system"].to_list() == ["first_sentence", "base", "tuned", "base_rag", "tuned_rag"] * 2
+    assert "refuses a row: A prompt of 9 tokens" in caplog.text
+    with pytest.raises(UserError, match="A prompt of 9 tokens"):
+        predict_qa(rows, engine=Narrow())
+
+
+def test_predict_champion_answers_with_its_own_passages_prompt_and_settings():
+    older = Engine("100 ohm")
+    champion = make_champion(older)
     rows = [row(1, QUESTION, "100 ohm"), row(2, QUESTION, "200 ohm", context="It has 200 ohm.")]
     frame = predict_qa(rows, champion=champion)
     assert frame["system"].to_list() == ["first_sentence", "base", "tuned", "base_rag", "tuned_rag", "champion"] * 2
@@ -302,6 +321,11 @@ def test_predict_models_take_turns_row_by_row():
 )
 def test_first_sentence_is_prose(text, expected):
     assert first_sentence(text) == expected
+
+
+def test_linear_probe_of_no_rows_answers_nothing():
+    training = to_frame("training_set", [row(1, "sunny", "good"), row(2, "rainy", "bad")])
+    assert LinearProbe(training).answer([]) == []
 
 
 def test_linear_probe_many_rows_are_spread_over_the_file():
