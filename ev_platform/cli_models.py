@@ -167,7 +167,7 @@ def models_promote(
     """
     from ev_platform.registry.promotion import promote
 
-    _tell(promote(_store(), task, version, reason=reason, by=getpass.getuser(), override=override))
+    _tell(task, promote(_store(), task, version, reason=reason, by=getpass.getuser(), override=override))
 
 
 @models_app.command("rollback")
@@ -183,12 +183,15 @@ def models_rollback(
     """
     from ev_platform.registry.promotion import rollback
 
-    _tell(rollback(_store(), task, reason=reason, by=getpass.getuser(), version=version))
+    _tell(task, rollback(_store(), task, reason=reason, by=getpass.getuser(), version=version))
 
 
-def _tell(row: Promotion) -> None:
+def _tell(task: str, row: Promotion) -> None:
+    from ev_platform.registry.note import rewrite_report
+
     said = {"promoted": "Promoted", "overridden": "Promoted against the gate", "rolled_back": "Rolled back to"}
     say(f"{said[row.decision]} {row.champion_after}; champion before: {row.champion_before or 'none'}.")
+    rewrite_report(_store(), task, get_settings().tasks_root)
 
 
 @models_app.command("prune")

@@ -4,10 +4,13 @@ import pytest
 from typer.testing import CliRunner
 
 from ev_platform.cli import app
+from ev_platform.evaluation import pages
 from ev_platform.records import to_frame
 from ev_platform.registry import read_aliases
+from ev_platform.settings import get_settings
 from ev_platform.terminal import console
 from ev_platform_tests.registry.registered import PlainStore, add_version, artifact, gate
+from ev_platform_tests.tiny import write_tiny_task
 
 WHY = ("--reason", "It answers better.")
 
@@ -60,6 +63,16 @@ def test_models_diff_tells_what_differs(store):
     assert "Training rows: 0 shared, 0 added, 0 removed." in text
     assert "verdict ship tuned + retrieval inconclusive" in text
     assert "tuned_rag/token_f1 0.400 0.550 (+0.150)" in text
+
+
+def test_models_promote_and_rollback_write_the_report_anew(store, monkeypatch):
+    written = []
+    monkeypatch.setattr(pages, "write_report", lambda store, task: written.append(task.name))
+    write_tiny_task(get_settings().tasks_root / "tiny", get_settings().tasks_root)
+    call("promote", "candidate", *WHY, "--override")
+    assert written == ["tiny"]
+    call("rollback", *WHY)
+    assert written == ["tiny", "tiny"]
 
 
 def test_models_promote_and_rollback_change_the_champion_and_say_so(store):

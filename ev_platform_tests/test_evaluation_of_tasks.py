@@ -50,7 +50,8 @@ def publish(workspace, models, kind):
     store.publish("benchmark", "tiny", to_frame("benchmark", rows))
     for table in ("chunks", "chunk_vectors", "training_set", "validation_set", "teacher_answers"):
         store.publish(table, "tiny", to_frame(table, []))
-    made = (("base_serving_model", "base"), ("serving_model", "tuned"), ("adapter", "tuned"), ("base_model", "base"))
+    tuned = ("serving_model", "merged_model", "adapter")
+    made = (("base_serving_model", "base"), ("base_model", "base"), *((table, "tuned") for table in tuned))
     for table, model in made:
         with store.artifact(table, lambda: "m1") as folder:
             export_serving_model(models[model], folder, tiny_recipe(), (), "")

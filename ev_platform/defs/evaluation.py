@@ -101,6 +101,7 @@ def predictions(
         serving_model_id=serving_model.frame.item(0, "artifact_id"),
         chunks_fingerprint=chunks.fingerprint,
         benchmark_fingerprint=benchmark.fingerprint,
+        answering=registry.answering_now(task, serving_model.artifact),
     )
     left_out: dict[str, str] = {}
 

@@ -1,6 +1,7 @@
 """Jobs that a person starts from the UI: one for each stage, everything, and decisions about a model's versions."""
 
 import getpass
+from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
@@ -9,6 +10,7 @@ from ev_platform.defs.resources import StoreResource
 from ev_platform.defs.stage import tasks_partitions
 from ev_platform.records import Promotion
 from ev_platform.registry import promotion, prune
+from ev_platform.registry.note import rewrite_report
 
 STAGES = ("collect", "corpus", "dataset", "training", "evaluation", "registry")
 
@@ -69,29 +71,24 @@ def promote_version(context: dg.OpExecutionContext, config: PromoteConfig, store
     """Make a version champion; running endpoints swap it in."""
     by = config.by or getpass.getuser()
     version, override = config.version, config.override
-    _log(
-        context,
-        config.task,
-        promotion.promote(store.store(), config.task, version, reason=config.reason, by=by, override=override),
-    )
+    row = promotion.promote(store.store(), config.task, version, reason=config.reason, by=by, override=override)
+    _tell(context, store, config.task, row)
 
 
 @dg.op
 def roll_back(context: dg.OpExecutionContext, config: RollbackConfig, store: StoreResource) -> None:
     """Let a former champion answer again; running endpoints swap it in."""
     by = config.by or getpass.getuser()
-    _log(
-        context,
-        config.task,
-        promotion.rollback(store.store(), config.task, reason=config.reason, by=by, version=config.version),
-    )
+    row = promotion.rollback(store.store(), config.task, reason=config.reason, by=by, version=config.version)
+    _tell(context, store, config.task, row)
 
 
-def _log(context: dg.OpExecutionContext, task: str, row: Promotion) -> None:
+def _tell(context: dg.OpExecutionContext, store: StoreResource, task: str, row: Promotion) -> None:
     said = {"outcome": row.decision, "reason": row.reason, "champion": row.champion_after or "", "by": row.decided_by}
     # Seen on the asset's page too, beside what the gate decided.
     context.log_event(dg.AssetMaterialization("promotions", partition=task, metadata={"unchanged": False, **said}))
     context.log.info(f"{row.decision}: {row.champion_after} answers in the place of {row.champion_before or 'none'}")
+    rewrite_report(store.store(), task, Path(store.tasks_dir))
 
 
 @dg.op

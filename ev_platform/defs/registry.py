@@ -12,13 +12,13 @@ from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, markdown_table, spec, table_check, tasks_partitions
 from ev_platform.evaluation.pages import write_report
 from ev_platform.evaluation.summary import judge as judge_scores
-from ev_platform.registry import evidence, gate, promotion, versions
+from ev_platform.registry import digests, evidence, gate, promotion, versions
 from ev_platform.registry.note import write_note
 from ev_platform.storage import Record, code_version
 from ev_platform.tasks.types import get_task_type
 
 GROUP = "registry"
-CODE = code_version(versions)
+CODE = code_version(versions, digests)
 # With all of serving: the replay before a promotion goes through it.
 CODE_GATE = code_version(gate, evidence, overlap, serving)
 CODE_PROMOTION = code_version(promotion)
@@ -48,43 +48,50 @@ def registered_model(
     scores = eval_report.frame.filter(
         pl.col("compared_to").is_null() & ~pl.col("metric").str.starts_with("confusion/")
     ).select("system", "metric", "value")
-    for output in build(
-        context,
-        store,
-        ["registered_model"],
-        inputs={
-            "serving_model": serving_model,
-            "training_set": training_set,
-            "chunks": chunks,
-            "benchmark": benchmark,
-            "eval_report": eval_report,
-        },
-        config={
-            "serving": settings,
-            "template": template,
-            "verdict": verdict.verdict,
-            "answering_code": registry.answering_code(task_type),
-        },
-        code=CODE,
-        compute=lambda: {
-            "registered_model": registry.register(
-                opened,
-                task.name,
-                serving_model=serving_model.frame,
-                adapter=adapter.frame,
-                training_set=(training_set.version, training_set.fingerprint),
-                chunks=(chunks.version, chunks.fingerprint),
-                serving=settings,
-                benchmark_fingerprint=benchmark.fingerprint,
-                git_commit=eval_report.record.git_commit,
-                template=template,
-                verdict=verdict.verdict,
-                reason=verdict.reason,
-                scores={f"{system}/{metric}": value for system, metric, value in scores.rows()},
+    # Two runs at once must not give one number to two models.
+    with registry.locked(opened, task.name):
+        outputs = list(
+            build(
+                context,
+                store,
+                ["registered_model"],
+                inputs={
+                    "serving_model": serving_model,
+                    "adapter": adapter,
+                    "training_set": training_set,
+                    "chunks": chunks,
+                    "benchmark": benchmark,
+                    "eval_report": eval_report,
+                },
+                config={
+                    "serving": settings,
+                    "template": template,
+                    "verdict": verdict.verdict,
+                    "answering_code": registry.answering_code(task_type),
+                },
+                code=CODE,
+                compute=lambda: {
+                    "registered_model": registry.register(
+                        opened,
+                        task.name,
+                        serving_model=serving_model.frame,
+                        adapter=adapter.frame,
+                        training_set=(training_set.version, training_set.fingerprint),
+                        chunks=(chunks.version, chunks.fingerprint),
+                        serving=settings,
+                        benchmark_fingerprint=benchmark.fingerprint,
+                        git_commit=eval_report.record.git_commit,
+                        template=template,
+                        verdict=verdict.verdict,
+                        reason=verdict.reason,
+                        scores={f"{system}/{metric}": value for system, metric, value in scores.rows()},
+                    )
+                },
             )
-        },
-    ):
-        yield output.with_metadata({**output.metadata, "aliases": registry.name_candidate(opened, task.name)})
+        )
+        aliases = registry.name_candidate(opened, task.name)
+    for output in outputs:
+        yield output.with_metadata({**output.metadata, "aliases": aliases})
 
 
 @dg.asset(

@@ -98,16 +98,22 @@ def render_report(report: Row) -> str:
 
 
 def gate_title(gate: Row) -> str:
-    """Return in a few words what became of the evaluated version at the gate."""
-    version, decision = gate["model_version"], gate["decision"]
+    """Return in a few words what became of the evaluated version at the gate, and who answers now."""
+    version, decision, champion = gate["model_version"], gate["decision"], gate["champion"]
     if decision is None:
         return f"Not decided yet: {version}"
-    champion = decision["champion_after"]
-    return {
-        "promoted": f"Promoted: {version} answers now",
-        "overridden": f"Promoted by a person against the gate: {version} answers now",
-        "rolled_back": f"Rolled back: {champion} answers now",
-    }.get(decision["decision"], f"Not promoted: {f'{champion} goes on' if champion else 'there is no champion'}")
+    if decision["decision"] == "kept":
+        if champion is None:
+            return "Not promoted: there is no champion"
+        return f"Not promoted: {champion} {'goes on' if champion == decision['champion_after'] else 'answers now'}"
+    promoted = {
+        "overridden": "Promoted by a person against the gate",
+        "rolled_back": "Brought back by a rollback",
+    }.get(decision["decision"], "Promoted")
+    if champion == version:
+        return f"{promoted}: {version} answers now"
+    became = "rolled back" if gate["was_rolled_back"] else "replaced"
+    return f"{promoted}, then {became}: {champion} answers now, not {version}"
 
 
 def print_table(metrics: pl.DataFrame) -> Group:

@@ -45,15 +45,27 @@ def _rows(tables: Tables, name: str) -> list[Row]:
 
 
 def _gate(tables: Tables, model_version: str | None) -> Row | None:
-    """Return the checks on the evaluated version, and what was last decided about it."""
+    """Return the checks on the evaluated version, what was last decided about it, and who answers now.
+
+    The aliases follow the last decision, so that its champion is the one that answers.
+    """
     checks = [row for row in _rows(tables, "promotion_gate") if row["model_version"] == model_version]
-    decisions = [row for row in _rows(tables, "promotions") if row["model_version"] == model_version]
+    history = _rows(tables, "promotions")
+    decisions = [row for row in history if row["model_version"] == model_version]
     if model_version is None or not (checks or decisions):
         return None
     decision = decisions[-1] if decisions else None
     if decision:
         decision = decision | {"decided_at": decision["decided_at"].isoformat()}
-    return {"model_version": model_version, "decision": decision, "checks": checks}
+    left = [row for row in history if row["champion_before"] == model_version != row["champion_after"]]
+    champion = history[-1]["champion_after"] if history else None
+    return {
+        "model_version": model_version,
+        "decision": decision,
+        "champion": champion,
+        "was_rolled_back": bool(left) and left[-1]["decision"] == "rolled_back" and champion != model_version,
+        "checks": checks,
+    }
 
 
 def _benchmark(tables: Tables, fingerprint: str | None) -> Row | None:

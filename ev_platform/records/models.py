@@ -77,7 +77,7 @@ class RegisteredModel:
     scores: str  # JSON
     base_model: str | None = None
     recipe_fingerprint: str | None = None
-    weights_sha256: str | None = None  # of the serving folder's weight files; checked whenever they are loaded
+    weights_sha256: str | None = None  # "all:" and the digest of the serving folder's files; checked at each load
     code: str | None = None  # hash of the code that answers
     git_commit: str | None = None
 

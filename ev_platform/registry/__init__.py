@@ -2,9 +2,9 @@
 
 A version is a row of the table `registered_model`; it names the very weights, training rows and passages it stands
 for (`versions`). Aliases (`champion`, `candidate`, `previous`) are a small file beside it, replaced as a whole
-(`aliases`). `releases` loads a version after checking its files; `evidence` gathers what the gate judges by, `gate`
-judges, `promotion` decides and rolls back, `note` writes down why, `compare` says what differs between two versions and
-`prune` takes weights off the disk.
+(`aliases`). `releases` loads a version after checking its files (`digests`); `evidence` gathers what the gate judges
+by, `gate` judges, `promotion` decides and rolls back, `note` writes down why, `compare` says what differs between two
+versions and `prune` takes weights off the disk.
 
 What does not belong here: scores (`evaluation`) and answering over HTTP (`serving`).
 """
@@ -15,6 +15,7 @@ from ev_platform.registry.releases import Release, SourceChunk, checked_weights,
 from ev_platform.registry.versions import (
     SHIPPED,
     answering_code,
+    answering_now,
     reference_of,
     register,
     resolve,
@@ -28,6 +29,7 @@ __all__ = [
     "SourceChunk",
     "alias_file",
     "answering_code",
+    "answering_now",
     "checked_weights",
     "load_release",
     "locked",

@@ -39,9 +39,9 @@ def write_aliases(store: Store, task: str, aliases: Mapping[str, str]) -> None:
 
 @contextmanager
 def locked(store: Store, task: str) -> Iterator[None]:
-    """Hold a task's registry: aliases and decisions are read and written by one process at a time.
+    """Hold a task's registry: versions, aliases and decisions are read and written by one process at a time.
 
-    The lock is the operating system's, so that a killed process holds nothing.
+    The lock is the operating system's, so that a killed process holds nothing. Who holds it may take it again.
 
     Raises:
         UserError: If another process has held it for two minutes.
@@ -49,7 +49,7 @@ def locked(store: Store, task: str) -> Iterator[None]:
     file = alias_file(store, task).with_suffix(".lock")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(file, timeout=_WAIT_S):
+        with FileLock(file, timeout=_WAIT_S, is_singleton=True):
             yield
     except Timeout as error:
         raise UserError(

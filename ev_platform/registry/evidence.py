@@ -14,8 +14,11 @@ import polars as pl
 from ev_platform.dataset.overlap import find_overlaps
 from ev_platform.errors import UserError
 from ev_platform.evaluation.retention import lost, summary
+from ev_platform.registry.aliases import read_aliases
+from ev_platform.registry.digests import ALL
 from ev_platform.registry.gate import Evidence, Replayed, shipped_system
 from ev_platform.registry.releases import checked_settings, load_release
+from ev_platform.registry.versions import versions_like
 from ev_platform.storage import Store
 from ev_platform.tasks import Task
 from ev_platform.tasks.types import get_task_type
@@ -46,10 +49,12 @@ def collect(
     trained_on = store.read("training_set", task.name, version["training_set_version"])
     chunks = store.read("chunks", task.name, version["chunks_version"])
     metrics, figures = tables["eval_report"], json.loads(tables["serving_model"].item(0, "metrics"))
+    same_weights = versions_like(store, task.name, version["model_version"], "serving_model_id")
     system, _ = shipped_system(version, get_task_type(task.config.type), set(metrics["system"]))
     return Evidence(
         version=version,
         champion=champion,
+        is_champions_own=read_aliases(store, task.name).get("champion") in same_weights,
         metrics=metrics,
         general=summary(tables["general_answers"]),
         lost=lost(tables["general_answers"]),
@@ -87,11 +92,14 @@ def descent_flaw(
     """
     name = version["model_version"]
     served, trained = serving_model.row(0, named=True), adapter.row(0, named=True)
+    registered = version["weights_sha256"] or ALL
+    if registered.startswith(ALL):  # of all files: whoever loads them compares it, and the artifact's id covers weights
+        registered = served["sha256"]
     links = [
         (
             "the served weights are not those that were evaluated",
             (served["artifact_id"], served["sha256"]),
-            (version["serving_model_id"], version["weights_sha256"]),
+            (version["serving_model_id"], registered),
         ),
         ("its adapter is another one than it names", trained["artifact_id"], version["adapter_id"]),
         (
@@ -128,8 +136,8 @@ def replay_sample(
     """Ask the endpoint a sample of the test questions, and compare with what the evaluation got.
 
     The sample is frozen: `SAMPLE` rows spread evenly over those of the benchmark that bring no passage of their own,
-    since whoever asks an endpoint brings none. Where every row does, only weights and template are compared with what
-    was registered.
+    since whoever asks an endpoint brings none, and that it accepts. Where no row is left, only weights and template are
+    compared with what was registered.
 
     Args:
         store: Where the version lies.
@@ -140,11 +148,13 @@ def replay_sample(
     """
     asked = benchmark.filter(pl.col("context").is_null()).select("example_id")
     rows = asked.join(answered, on="example_id", how="inner", maintain_order="left")
+    accepted = rows.filter(pl.Series([_is_accepted(question) for question in rows["question"]], dtype=pl.Boolean))
+    n_left_out, rows = rows.height - accepted.height, accepted
     rows = rows[[n * rows.height // SAMPLE for n in range(SAMPLE)]] if rows.height > SAMPLE else rows
     try:
         if rows.is_empty():
             checked_settings(store, task.name, version)
-            return Replayed(0, 0)
+            return Replayed(0, 0, n_left_out=n_left_out)
         release = load_release(store, task, version["model_version"])
         from ev_platform.serving.replay import replay
 
@@ -158,4 +168,17 @@ def replay_sample(
         for question, expected, given in zip(rows["question"], rows["prediction"], answers, strict=True)
         if expected != given
     ]
-    return Replayed(rows.height, rows.height - len(differing), next(iter(differing), None))
+    return Replayed(rows.height, rows.height - len(differing), next(iter(differing), None), n_left_out=n_left_out)
+
+
+def _is_accepted(question: str) -> bool:
+    """Return whether the endpoint takes a question, which a test row may be too long for."""
+    from pydantic import ValidationError
+
+    from ev_platform.serving.schemas import Message
+
+    try:
+        Message(role="user", content=question)
+    except ValidationError:
+        return False
+    return True

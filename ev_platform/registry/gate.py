@@ -45,12 +45,14 @@ class Replayed:
         n_same: Answers equal to those of the evaluation.
         difference: The first that is not, told in words.
         error: Why the version cannot be served at all.
+        n_left_out: Test rows that the endpoint would have refused, as those that are longer than a message may be.
     """
 
     n: int
     n_same: int
     difference: str | None = None
     error: str | None = None
+    n_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Evidence:
     Attributes:
         version: Row of `registered_model`.
         champion: The version it is compared with; None where there is none.
+        is_champions_own: Whether its weights are those of the version that answers now.
         metrics: The `eval_report` table.
         general: Of "base" and "tuned", the accuracy and the perplexity on the general set; empty where not measured.
         lost: Share of the general questions that tuning lost, with its interval; None where not measured.
@@ -72,6 +75,7 @@ class Evidence:
 
     version: Mapping[str, Any]
     champion: str | None
+    is_champions_own: bool
     metrics: pl.DataFrame
     general: Mapping[str, Mapping[str, float]]
     lost: Interval | None
@@ -150,6 +154,7 @@ class _Scores:
 
     def __init__(self, evidence: Evidence, system: str, base: str, metric: str):
         self.version, self.champion = evidence.version, evidence.champion
+        self.is_champions_own = evidence.is_champions_own
         self.system, self.base, self.metric = system, base, metric
         self.label, self.base_label = SYSTEMS[system], SYSTEMS[base]
         self.differences = differences_of(evidence.metrics, metric)
@@ -194,6 +199,12 @@ def _not_worse_than_champion(scores: _Scores, config: PromotionConfig) -> _Findi
     limit = -config.champion_margin
     if scores.champion is None:
         return _Finding(True, None, limit, "There is no champion to compare with.")
+    if not scores.has_champion and scores.is_champions_own:
+        reason = (
+            f"{scores.champion} could not be loaded to compare with, but the model is the champion's own, registered "
+            "anew (under a new prompt template): there is no other champion to be worse than."
+        )
+        return _Finding(True, None, limit, reason)
     if not scores.has_champion:
         reason = (
             f"The champion {scores.champion} could not be loaded and took no part in the evaluation: nothing is known "
@@ -252,7 +263,7 @@ def _retention(general: Mapping[str, Mapping[str, float]], lost: Interval | None
     if not ratio <= most:  # also where it is not a number
         return _Finding(False, ratio, most, told)
     # Of so few questions one in seven is lost by chance alone: what fails is a loss that chance does not explain.
-    return _Finding(lost.low is not None and round(lost.low, 9) <= margin, lost.value, margin, told)
+    return _Finding(lost.low is not None and round(lost.low, 9) <= margin, lost.low, margin, told)
 
 
 def _abstention(scores: _Scores, config: PromotionConfig) -> _Finding:
@@ -306,9 +317,12 @@ def _serving_agrees(replayed: Replayed, config: PromotionConfig) -> _Finding:
     least = config.min_replay_agreement
     if replayed.error is not None:
         return _Finding(False, None, least, replayed.error)
+    left_out = f"{replayed.n_left_out} test rows that the endpoint does not accept were left out"
     if not replayed.n:
-        return _Finding(True, None, least, "Nothing was replayed: every test row brings its own passage.")
+        why = left_out if replayed.n_left_out else "every test row brings its own passage"
+        return _Finding(True, None, least, f"Nothing was replayed: {why}.")
     rate = replayed.n_same / replayed.n
     reason = f"The endpoint gave {replayed.n_same} of {replayed.n} answers as the evaluation did ({least:.0%} needed)"
+    reason += f"; {left_out}" if replayed.n_left_out else ""
     told = f"{reason}; {replayed.difference}." if replayed.difference else f"{reason}."
     return _Finding(rate >= least, rate, least, told)

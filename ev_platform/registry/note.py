@@ -1,17 +1,20 @@
 """The note that a run leaves behind: promoted, kept or nothing changed, why, and what every check said.
 
-What does not belong here: the evaluation's report (`evaluation.report`), and deciding (`promotion`).
+What does not belong here: what the evaluation's report says (`evaluation.report`), and deciding (`promotion`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import polars as pl
 
+from ev_platform.errors import UserError
 from ev_platform.registry.aliases import read_aliases
 from ev_platform.registry.promotion import Outcome
 from ev_platform.storage import Store, write_atomic
+from ev_platform.tasks import get_task
 
 
 def render_note(
@@ -56,6 +59,17 @@ def write_note(store: Store, task: str, gate: pl.DataFrame, outcome: Outcome) ->
     text = render_note(task, gate, outcome, read_aliases(store, task), store.read("promotions", task))
     write_atomic(file, text.encode())
     return file
+
+
+def rewrite_report(store: Store, task: str, tasks_root: Path) -> None:
+    """Write the evaluation's page anew after a person's decision, so that it says who answers now.
+
+    There is none of a task that was not evaluated, or whose folder is gone; the decision stands all the same.
+    """
+    from ev_platform.evaluation.pages import write_report
+
+    with contextlib.suppress(UserError):
+        write_report(store, get_task(task, tasks_root))
 
 
 def _figure(value: float | None) -> str:

@@ -15,8 +15,8 @@ import polars as pl
 from ev_platform.errors import UserError
 from ev_platform.records import Promotion, to_frame
 from ev_platform.registry.aliases import locked, read_aliases, write_aliases
-from ev_platform.registry.releases import checked_weights
-from ev_platform.registry.versions import is_same_model, resolve
+from ev_platform.registry.releases import checked_settings
+from ev_platform.registry.versions import OWN, VERY_SAME, resolve, versions_like
 from ev_platform.storage import Store, now
 
 NOTHING = "nothing changed"
@@ -46,15 +46,11 @@ def settle(store: Store, task: str) -> dict[str, str]:
     # Aliases that agree with neither end of the decision were written by an earlier release: leave them alone.
     if champion is None or aliases.get("champion") == champion or aliases.get("champion") != last["champion_before"]:
         return aliases
-    # What differs from the champion in its evaluation only is nothing to go back to.
-    is_same = is_same_model(store, task, champion, last["champion_before"])
-    previous = aliases.get("previous") if is_same else last["champion_before"]
-    if last["decision"] == "rolled_back":
-        # Rolling back again goes on to the version before, not back to the one that was left.
-        promoted = decisions.filter(
-            (pl.col("champion_after") == champion) & pl.col("decision").is_in(["promoted", "overridden"])
-        )
-        previous = promoted.tail(1).item(0, "champion_before") if promoted.height else None
+    # What answers as the champion does is nothing to go back to.
+    alike = versions_like(store, task, champion, *OWN)
+    previous = next((version for version in reversed(_line(decisions)) if version not in alike), None)
+    if previous is None and last["decision"] != "rolled_back":
+        previous = aliases.get("previous")  # of an earlier release
     aliases = {name: version for name, version in aliases.items() if name != "previous"} | {"champion": champion}
     if previous is not None:
         aliases["previous"] = previous
@@ -62,12 +58,52 @@ def settle(store: Store, task: str) -> dict[str, str]:
     return aliases
 
 
+def _line(decisions: pl.DataFrame) -> list[str]:
+    """Return the champions that rolling back goes through, the last one in place; who was left is not among them."""
+    line: list[str] = []
+    for before, after, decision in decisions.select("champion_before", "champion_after", "decision").rows():
+        if before is not None and not line:
+            line = [before]  # champion of an earlier release
+        if decision == "rolled_back":
+            left = line.pop() if line else None
+            while after in line and line[-1] != after:
+                line.pop()
+            line = [version for version in line if version != left]
+        if after is not None and line[-1:] != [after]:
+            line.append(after)
+    return line
+
+
+def _rolled_back(store: Store, task: str, decisions: pl.DataFrame, version: str) -> str | None:
+    """Return the version that a person took back and nobody brought back since, if this one is the same model.
+
+    The same model has the same weights, whatever it is evaluated on; where a rollback went to other settings of the
+    same weights, it has the same settings too.
+    """
+    moves = decisions.select("champion_before", "champion_after", "decision").rows()
+    for columns in (("serving_model_id",), VERY_SAME):
+        same, taken_back = versions_like(store, task, version, *columns), None
+        for before, after, decision in moves:
+            if decision == "rolled_back" and before in same and after not in same:
+                taken_back = before
+            elif before != after and after in same:
+                taken_back = None
+        if taken_back is not None:
+            return taken_back
+    return None
+
+
+def _answers_as(store: Store, task: str, version: str, champion: str | None) -> bool:
+    """Return whether two versions differ in how they were evaluated only."""
+    return champion in versions_like(store, task, version, *VERY_SAME)
+
+
 def decide(store: Store, task: str, gate: pl.DataFrame) -> tuple[pl.DataFrame, Outcome]:
     """Return what the table `promotions` is to be after the gate has judged the newest version, and how that ends.
 
     A version that passes every check takes the champion's place; one that fails leaves it. Nothing is decided anew
-    about the champion itself, about one that a person has replaced, or where the same checks failed before. To be
-    called under `locked`, and followed by `settle` once the table is published.
+    about the champion itself, about one that was champion, about a model that a person rolled back, or where the same
+    checks failed before. To be called under `locked`, and followed by `settle` once the table is published.
 
     Args:
         store: Where tables live.
@@ -80,13 +116,20 @@ def decide(store: Store, task: str, gate: pl.DataFrame) -> tuple[pl.DataFrame, O
     about = decisions.filter(pl.col("model_version") == version)
     if version == champion:
         return decisions, Outcome(NOTHING, f"{version} is champion already.")
-    if version in decisions["champion_after"].to_list():
+    if version in {*decisions["champion_after"], *decisions["champion_before"]}:
         return decisions, Outcome(
             NOTHING, f"{version} was champion and {champion} took its place; it does not come back by itself."
         )
+    taken_back = _rolled_back(store, task, decisions, version)
+    if taken_back is not None:
+        return decisions, Outcome(
+            NOTHING,
+            f"{version} is the model that was rolled back as {taken_back}; it does not come back by itself: a person "
+            f"can promote it (`ev-platform models promote {version}`).",
+        )
     if about.height and failed and about.tail(1).item(0, "failed_checks").to_list() == failed:
         return decisions, Outcome(NOTHING, f"{version} was kept back before because of {', '.join(failed)}.")
-    if judged_against != champion and not is_same_model(store, task, version, champion):
+    if judged_against != champion and not _answers_as(store, task, version, champion):
         return decisions, Outcome(
             NOTHING,
             f"{version} was judged against {judged_against or 'no champion'}, but {champion or 'none'} answers now: "
@@ -124,8 +167,8 @@ def promote(store: Store, task: str, version: str, *, reason: str, by: str, over
         override: Promote it though it failed the gate, or was never judged against the champion of today.
 
     Raises:
-        UserError: If there is no such version, its weights are gone or altered, it is champion already, the reason is
-            empty, or it did not pass the gate and `override` is False.
+        UserError: If there is no such version, it cannot be served (see `releases.checked_settings`), it is champion
+            already, the reason is empty, or it did not pass the gate and `override` is False.
     """
     _check_reason(reason)
     with locked(store, task):
@@ -136,7 +179,7 @@ def promote(store: Store, task: str, version: str, *, reason: str, by: str, over
             objection = f"{name} was never judged by the gate"
         elif not gate["passed"].all():
             objection = f"{name} failed the gate: {_told(gate)}"
-        elif gate.item(0, "champion") != champion and not is_same_model(store, task, name, champion):
+        elif gate.item(0, "champion") != champion and not _answers_as(store, task, name, champion):
             objection = (
                 f"{name} was judged against {gate.item(0, 'champion') or 'no champion'}, but {champion or 'none'} "
                 "answers now"
@@ -161,8 +204,8 @@ def rollback(store: Store, task: str, *, reason: str, by: str, version: str | No
         version: Which; `previous` where None.
 
     Raises:
-        UserError: If there is none to go back to, it never was champion, its weights are gone or altered, or the reason
-            is empty.
+        UserError: If there is none to go back to, it never was champion, it cannot be served (see
+            `releases.checked_settings`), or the reason is empty.
     """
     _check_reason(reason)
     with locked(store, task):
@@ -202,7 +245,7 @@ def _eligible(store: Store, task: str, name: str, champion: str | None) -> str:
     version = row["model_version"]
     if version == champion:
         raise UserError(f"{version} is champion already: there is nothing to decide.")
-    checked_weights(store, task, row)
+    checked_settings(store, task, row)
     return version
 
 

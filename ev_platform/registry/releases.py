@@ -17,13 +17,13 @@ import polars as pl
 from ev_platform.engine import Engine, load_engine
 from ev_platform.errors import UserError
 from ev_platform.prompting import passage_text
+from ev_platform.registry.digests import is_intact
 from ev_platform.registry.prune import pruned_at
 from ev_platform.registry.versions import resolve, template_fingerprint
 from ev_platform.retrieval import Hit, Retriever
 from ev_platform.storage import Store
 from ev_platform.tasks import Task
 from ev_platform.tasks.types import TaskType, get_task_type
-from ev_platform.training.base import sha256_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Release:
 
 
 def checked_weights(store: Store, task: str, row: Mapping[str, Any]) -> Path:
-    """Return the folder of a version's weights, after comparing their bytes with what was registered.
+    """Return the folder of a version's weights, after comparing the bytes in it with what was registered.
 
     Args:
         store: Where they lie.
@@ -98,9 +98,9 @@ def checked_weights(store: Store, task: str, row: Mapping[str, Any]) -> Path:
         if pruned:
             raise UserError(f"{version} was pruned on {pruned[:10]} and cannot be loaded: choose another version.")
         raise UserError(f"The weights of {version} are gone from {folder}: choose another version.")
-    if row["weights_sha256"] not in (None, sha256_weights(folder)[0]):
+    if not is_intact(folder, row["weights_sha256"]):
         raise UserError(
-            f"The weight files of {version} in {folder} are not those that were registered (their SHA-256 differs): "
+            f"The files of {version} in {folder} are not those that were registered (their SHA-256 differs): "
             f"choose another version, or bring the files back from a backup."
         )
     return folder
@@ -110,7 +110,8 @@ def checked_settings(store: Store, task: str, row: Mapping[str, Any]) -> tuple[P
     """Return the folder, the task type and the settings of a version, after checking that all is as it was evaluated.
 
     Raises:
-        UserError: If its weights are gone or altered, or the prompt template has changed.
+        UserError: If its weights are gone or altered, its tokenizer cannot be loaded, or the prompt template has
+            changed.
     """
     folder = checked_weights(store, task, row)
     settings = json.loads(row["serving"])
@@ -119,7 +120,16 @@ def checked_settings(store: Store, task: str, row: Mapping[str, Any]) -> tuple[P
         evaluated = get_task_type(settings["task_type"])
     else:  # registered when open-book QA was the only type
         settings |= {"instructions": settings["description"], "has_retrieval": True}
-    if template_fingerprint(folder, evaluated) != row["template_fingerprint"]:
+    try:
+        template = template_fingerprint(folder, evaluated)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a library makes of files that are gone or broken
+        raise UserError(
+            f"The tokenizer of {row['model_version']} in {folder} cannot be loaded ({type(error).__name__}): choose "
+            "another version, or bring the files back from a backup."
+        ) from error
+    if template != row["template_fingerprint"]:
         raise UserError(
             f"{row['model_version']} was evaluated with another prompt template than this code has: run "
             f"`ev-platform run --task {task}` to evaluate and register it anew."

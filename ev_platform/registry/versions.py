@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from ev_platform import encoder, engine, pooling, prompting, retrieval
 from ev_platform.errors import UserError
 from ev_platform.records import RegisteredModel, to_frame
 from ev_platform.registry.aliases import read_aliases
+from ev_platform.registry.digests import digest_of
 from ev_platform.storage import Store, code_version, fingerprint, now
 from ev_platform.tasks import Task
 from ev_platform.tasks.types import TaskType, get_task_type
-from ev_platform.training.base import load_tokenizer
+from ev_platform.training.base import load_tokenizer, sha256_weights
 
 # The verdicts that ship a tuned model, and whether it then answers from passages, as the system that won did.
 SHIPPED = {"ship tuned": False, "ship tuned + retrieval": True}
+# Columns that decide what a version answers. Code and template are today's, whichever version is loaded.
+OWN = ("serving_model_id", "chunks_fingerprint", "serving")
+VERY_SAME = (*OWN, "template_fingerprint", "code")
 
 
 def serving_settings(task: Task, verdict: str) -> dict[str, Any]:
@@ -63,6 +68,31 @@ def answering_code(task_type: TaskType) -> str:
     return code_version(encoder, engine, pooling, prompting, retrieval, sys.modules[type(task_type).__module__])
 
 
+def answering_now(task: Task, model: Path) -> dict[str, str]:
+    """Return what decides an answer beside weights and passages, as far as it is known before the evaluation.
+
+    Whether passages are given is not: it follows from the verdict.
+
+    Args:
+        task: The task as it is configured.
+        model: Folder of the model at hand.
+
+    Returns:
+        Columns of `registered_model`; `serving` without `has_retrieval`.
+    """
+    task_type = get_task_type(task.config.type)
+    return {
+        "serving": _before_verdict(json.dumps(serving_settings(task, ""))),
+        "template_fingerprint": template_fingerprint(model, task_type),
+        "code": answering_code(task_type),
+    }
+
+
+def _before_verdict(serving: str) -> str:
+    known = {name: value for name, value in json.loads(serving).items() if name != "has_retrieval"}
+    return json.dumps(known, sort_keys=True)
+
+
 def register(
     store: Store,
     task: str,
@@ -100,12 +130,17 @@ def register(
 
     Returns:
         All versions, oldest first.
+
+    Raises:
+        UserError: If the served weights are not those that the table `serving_model` tells of.
     """
     versions = store.read("registered_model", task)
     newest = versions.tail(1).to_dicts()[0] if versions.height else None
     recipe = adapter.item(0, "recipe")
     made_of = {
         "serving_model_id": serving_model.item(0, "artifact_id"),
+        # Other validation rows or another recipe may train the same bytes: what it was made from differs all the same.
+        "adapter_id": adapter.item(0, "artifact_id"),
         "chunks_fingerprint": chunks[1],
         "serving": json.dumps(serving, sort_keys=True),
         "template_fingerprint": template,
@@ -119,7 +154,6 @@ def register(
             model_version=f"{task}@{number}",
             number=number,
             registered_at=now(),
-            adapter_id=adapter.item(0, "artifact_id"),
             training_set_version=training_set[0],
             training_set_fingerprint=training_set[1],
             chunks_version=chunks[0],
@@ -129,11 +163,20 @@ def register(
             scores=json.dumps(scores, sort_keys=True),
             base_model=serving_model.item(0, "base_model"),
             recipe_fingerprint=fingerprint(json.loads(recipe)),
-            weights_sha256=serving_model.item(0, "sha256"),
+            weights_sha256=_digest_as_made(store, serving_model),
             git_commit=git_commit,
         )
         versions = pl.concat([versions, to_frame("registered_model", [row])])
     return versions
+
+
+def _digest_as_made(store: Store, serving_model: pl.DataFrame) -> str:
+    made, folder = serving_model.item(0, "sha256"), store.root / serving_model.item(0, "path")
+    if not folder.is_dir() or sha256_weights(folder)[0] != made:
+        raise UserError(
+            f"The weights in {folder} are gone or have been altered since they were made: run the stage training again."
+        )
+    return digest_of(folder, made)
 
 
 def resolve(store: Store, task: str, name: str | None = None) -> dict[str, Any]:
@@ -156,12 +199,18 @@ def resolve(store: Store, task: str, name: str | None = None) -> dict[str, Any]:
 
 
 def reference_of(
-    store: Store, task: str, *, serving_model_id: str, chunks_fingerprint: str, benchmark_fingerprint: str
+    store: Store,
+    task: str,
+    *,
+    serving_model_id: str,
+    chunks_fingerprint: str,
+    benchmark_fingerprint: str,
+    answering: Mapping[str, str] | None = None,
 ) -> str | None:
     """Return the version that a model is to be compared with: the champion whose place it would take.
 
-    A model that took a champion's place goes on being compared with that one, so that an unchanged run compares with
-    what it compared with before.
+    While it is champion, it goes on being compared with the one whose place it took, so that an unchanged run compares
+    with what it compared with before.
 
     Args:
         store: Where tables live.
@@ -169,22 +218,36 @@ def reference_of(
         serving_model_id: Artifact of the model at hand.
         chunks_fingerprint: Of the passages it answers from.
         benchmark_fingerprint: Of the rows it is evaluated on.
+        answering: See `answering_now`; with it, the same weights under other settings, another template or other code
+            are another model, which has to show that it is not worse.
 
     Returns:
         Such as `ev_charging@3`; None where no other model has answered yet.
     """
+    wanted = {"serving_model_id": serving_model_id, "chunks_fingerprint": chunks_fingerprint, **(answering or {})}
+    same = [
+        row
+        for row in store.read("registered_model", task).to_dicts()
+        if wanted.items() <= (row | {"serving": _before_verdict(row["serving"])}).items()
+    ]
+    evaluated = [row for row in same if row["benchmark_fingerprint"] == benchmark_fingerprint]
+    if answering and evaluated:  # then its verdict is known, and with that whether it is given passages
+        same = [row for row in same if row["serving"] == evaluated[-1]["serving"]]
+    known = {row["model_version"] for row in same}
+    names = known & {row["model_version"] for row in evaluated}
+    champion = read_aliases(store, task).get("champion")
+    if champion in names:
+        taken = store.read("promotions", task).filter(
+            pl.col("champion_after").is_in(names)
+            & ~pl.col("champion_before").is_in(names).fill_null(value=False)
+            & (pl.col("decision") != "rolled_back")
+        )
+        champion = taken.item(-1, "champion_before") if taken.height else None
+    return None if champion in known else champion
+
+
+def versions_like(store: Store, task: str, version: str | None, *columns: str) -> set[str]:
+    """Return the versions that have the same values in some columns of `registered_model`, the version itself too."""
     versions = store.read("registered_model", task)
-    same = versions.filter(
-        (pl.col("serving_model_id") == serving_model_id) & (pl.col("chunks_fingerprint") == chunks_fingerprint)
-    )
-    evaluated = same.filter(pl.col("benchmark_fingerprint") == benchmark_fingerprint)["model_version"].to_list()
-    crowned = store.read("promotions", task).filter(pl.col("champion_after").is_in(evaluated))
-    champion = crowned.item(0, "champion_before") if crowned.height else read_aliases(store, task).get("champion")
-    return None if champion in same["model_version"].to_list() else champion
-
-
-def is_same_model(store: Store, task: str, one: str | None, other: str | None) -> bool:
-    """Return whether two versions have the same weights and passages, and differ in how they were evaluated only."""
-    rows = store.read("registered_model", task).filter(pl.col("model_version").is_in([one, other]))
-    made_of = rows.select("serving_model_id", "chunks_fingerprint")
-    return None not in (one, other) and made_of.height > 0 and made_of.n_unique() == 1
+    it = versions.filter(pl.col("model_version") == version)
+    return set(versions.join(it, on=columns, how="semi", nulls_equal=True)["model_version"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ev_platform.engine import TransformersEngine, load_engine
+from ev_platform.engine import CTranslate2Engine, TransformersEngine, load_engine
 from ev_platform.training.packages import write_ctranslate2
 
 N_PROMPTS = 8
@@ -19,7 +19,12 @@ def test_engine_speed(base: Path, rows: pl.DataFrame, tmp_path: Path) -> None:
     out.mkdir()
     write_ctranslate2(base, out)
     figures = {}
-    for name, engine in (("transformers, float32", TransformersEngine(base)), ("CTranslate2, int8", load_engine(out))):
+    engines = {
+        "transformers, float32": TransformersEngine(base),
+        "CTranslate2, int8, two threads": CTranslate2Engine(out, threads=2),
+        "CTranslate2, int8, as served": load_engine(out),
+    }
+    for name, engine in engines.items():
         prompts = [engine.render(messages[:-1]) for messages in rows["messages"].to_list()[:N_PROMPTS]]
         engine.generate(prompts[:1], max_new_tokens=4)
         started = time.perf_counter()

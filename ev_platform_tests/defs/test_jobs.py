@@ -4,8 +4,10 @@ import dagster as dg
 import pytest
 
 from ev_platform.errors import UserError
+from ev_platform.evaluation import pages
 from ev_platform.registry import read_aliases
 from ev_platform_tests.registry.registered import PlainStore, add_version, artifact
+from ev_platform_tests.tiny import write_tiny_task
 
 
 @pytest.fixture
@@ -35,7 +37,10 @@ def launch(store, job, instance, **config):
     )
 
 
-def test_jobs_promote_and_rollback_decide_and_show_on_the_asset(store, instance):
+def test_jobs_promote_and_rollback_decide_and_show_on_the_asset(store, instance, monkeypatch):
+    written = []
+    monkeypatch.setattr(pages, "write_report", lambda store, task: written.append(task.name))
+    write_tiny_task(store.root / "tasks" / "tiny", store.root / "model")
     for version in ("tiny@1", "tiny@2"):
         launch(store, "promote", instance, version=version, reason="Looked at it.", by="ada", override=True)
     assert read_aliases(store, "tiny")["champion"] == "tiny@2"
@@ -45,6 +50,7 @@ def test_jobs_promote_and_rollback_decide_and_show_on_the_asset(store, instance)
     assert shown.partition == "tiny"
     assert shown.metadata["champion"].value == "tiny@1"
     assert store.read("promotions", "tiny")["decided_by"].to_list() == ["ada"] * 3
+    assert written == ["tiny"] * 3  # the page says who answers now
 
 
 def test_job_promote_without_an_override_fails_with_its_sentence(store, instance):

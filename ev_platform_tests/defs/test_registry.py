@@ -1,8 +1,13 @@
 """The stage `registry` materialized over published evaluations: it ends in promoted, kept, or nothing changed."""
 
+import dataclasses
+import json
+
 import dagster as dg
 import pytest
+from filelock import FileLock, Timeout
 
+from ev_platform import registry
 from ev_platform.registry import load_release, read_aliases
 from ev_platform.registry.gate import CHECKS
 from ev_platform_tests.registry.evaluated import (
@@ -83,6 +88,25 @@ def story(root, task, run):
     publish_model(store, task, root, seed=2)
     publish_evaluation(store, task, WORSE, champion=load_release(store, task, "champion"))
     return said | {"worse": run(), "worse again": run()}
+
+
+def test_stage_registers_under_the_lock_of_the_registry(root, run, story, monkeypatch):
+    held, register = [], registry.register
+
+    def spy(store, task, **made_of):
+        with pytest.raises(Timeout):
+            FileLock(registry.alias_file(store, task).with_suffix(".lock"), timeout=0).acquire()
+        held.append(task)
+        return register(store, task, **made_of)
+
+    monkeypatch.setattr(registry, "register", spy)
+    store = PlainStore(root / "data")
+    before = store.current("registered_model", "tiny")
+    file = root / "data" / "tables" / "registered_model" / "tiny" / f"{before.version}.json"
+    file.write_text(json.dumps(dataclasses.asdict(before) | {"key": "made from something else"}))
+    run()
+    assert held == ["tiny"]
+    assert store.current("registered_model", "tiny").fingerprint == before.fingerprint
 
 
 def test_stage_promotes_a_version_that_passes_every_check(story):

@@ -8,8 +8,10 @@ import pytest
 from ev_platform.errors import UserError
 from ev_platform.evaluation.pages import read_report, write_report
 from ev_platform.evaluation.plots import differences_image, scores_image
-from ev_platform.records import Coverage, to_frame
+from ev_platform.records import Coverage, Promotion, to_frame
+from ev_platform.registry.note import rewrite_report
 from ev_platform_tests.evaluation.stored import (
+    AT,
     HOSTILE,
     N_ROWS,
     TASK,
@@ -162,6 +164,22 @@ def test_errors_are_counted_by_topic_source_and_answerability(full):
     }
     means = next(group["means"] for group in errors["kind"] if group["name"] == "number")
     assert means == {"tuned_rag": 0.75, "champion": 7 / 12, "base_rag": 0.25, "base": 1 / 12}
+
+
+def test_page_after_a_rollback_says_who_answers_now(stored):
+    store_gate(stored)
+    told = [
+        ("promoted", "charging@2", "charging@1", "charging@2"),
+        ("rolled_back", "charging@1", "charging@2", "charging@1"),
+    ]
+    rows = [Promotion(AT, *decision, "Why.", [], "ada") for decision in told]
+    stored.publish("promotions", rows[:1])
+    rewrite_report(stored.store, TASK, stored.task.folder.parent)
+    page = stored.store.root / "reports" / f"{TASK}.html"
+    assert "Promoted: charging@2 answers now" in Reader(page.read_text()).text
+    stored.publish("promotions", rows)
+    rewrite_report(stored.store, TASK, stored.task.folder.parent)
+    assert "Promoted, then rolled back: charging@1 answers now, not charging@2" in Reader(page.read_text()).text
 
 
 def test_gate_on_another_version_is_not_shown(stored):

@@ -1,5 +1,6 @@
 import io
 import re
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import polars as pl
@@ -11,6 +12,7 @@ from ev_platform.evaluation.report import gate_title, print_table, render_report
 from ev_platform.evaluation.statistics import Verdict
 from ev_platform.evaluation.summary import summarise
 from ev_platform.evaluation.surroundings import describe_surroundings
+from ev_platform.records import GateCheck, Promotion, to_frame
 
 SUBJECT = Subject(
     task="ev_charging",
@@ -168,24 +170,36 @@ def test_report_difference_without_significance_is_not_green(metrics, prediction
 
 
 @pytest.mark.parametrize(
-    ("decision", "title"),
+    ("decisions", "title"),
     [
-        (None, "Not decided yet: ev@2"),
-        ("promoted", "Promoted: ev@2 answers now"),
-        ("kept", "Not promoted: ev@1 goes on"),
-        ("overridden", "Promoted by a person against the gate: ev@2 answers now"),
-        ("rolled_back", "Rolled back: ev@1 answers now"),
+        ([], "Not decided yet: ev@2"),
+        (["promoted ev@1 ev@2"], "Promoted: ev@2 answers now"),
+        (["kept ev@1 ev@1"], "Not promoted: ev@1 goes on"),
+        (["kept ev@1 ev@1", "promoted ev@1 ev@3"], "Not promoted: ev@3 answers now"),
+        (["overridden ev@1 ev@2"], "Promoted by a person against the gate: ev@2 answers now"),
+        (
+            ["promoted ev@1 ev@2", "rolled_back ev@2 ev@1"],
+            "Promoted, then rolled back: ev@1 answers now, not ev@2",
+        ),
+        (["promoted ev@1 ev@2", "promoted ev@2 ev@3"], "Promoted, then replaced: ev@3 answers now, not ev@2"),
+        (["promoted ev@1 ev@2", "promoted ev@2 ev@3", "rolled_back ev@3 ev@2"], "Brought back by a rollback: ev@2"),
     ],
 )
-def test_gate_title_says_who_answers(decision, title):
-    after = {"kept": "ev@1", "rolled_back": "ev@1"}.get(decision, "ev@2")
-    told = decision and {"decision": decision, "champion_after": after}
-    assert gate_title({"model_version": "ev@2", "decision": told}) == title
+def test_gate_title_says_who_answers_now(decisions, title):
+    at = datetime(2026, 11, 2, tzinfo=UTC)
+    rows = [
+        Promotion(at, decision, "ev@2" if decision == "kept" else after, before, after, "Why.", [], "gate")
+        for decision, before, after in map(str.split, decisions)
+    ]
+    check = to_frame("promotion_gate", [GateCheck("ev@2", "ev@1", "latency", True, 1.0, 1.0, "")])
+    tables = {"promotions": to_frame("promotions", rows), "promotion_gate": check}
+    assert gate_title(describe_surroundings(tables, "ev@2", None)["gate"]).startswith(title)
 
 
 def test_gate_title_without_any_champion_says_so():
     told = {"decision": "kept", "champion_after": None}
-    assert gate_title({"model_version": "ev@1", "decision": told}) == "Not promoted: there is no champion"
+    gate = {"model_version": "ev@1", "decision": told, "champion": None, "was_rolled_back": False}
+    assert gate_title(gate) == "Not promoted: there is no champion"
 
 
 def test_print_table_eighty_columns_shows_every_figure_whole(metrics):

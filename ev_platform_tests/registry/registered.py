@@ -1,16 +1,20 @@
 """Versions of the task `tiny`, registered as the asset does it, with weight files of a few bytes or real ones."""
 
 import json
+import tempfile
+from functools import cache
+from pathlib import Path
 
 from ev_platform import registry
 from ev_platform.records import GateCheck, ModelArtifact, to_frame
 from ev_platform.registry.gate import CHECKS
+from ev_platform.registry.promotion import decide, settle
 from ev_platform.storage import Store
 from ev_platform.tasks import get_task
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training.base import sha256_weights
 from ev_platform.training.export import export_serving_model
-from ev_platform_tests.tiny import tiny_recipe, write_tiny_model, write_tiny_task
+from ev_platform_tests.tiny import tiny_recipe, write_tiny_model, write_tiny_task, write_tiny_tokenizer
 
 SHIP, HOLD = "ship tuned + retrieval", "inconclusive"
 OPEN_BOOK = get_task_type("open_book_qa")
@@ -41,6 +45,15 @@ def write_weights(store, kind, artifact_id, content=None):
     return folder
 
 
+@cache
+def tokenizer_files():
+    """Return the files of a tokenizer, and the fingerprint of the template that comes of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tiny_tokenizer(Path(folder))
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+        return files, registry.template_fingerprint(Path(folder), OPEN_BOOK)
+
+
 def artifact(store, kind, artifact_id, inputs=None, recipe=None, **metrics):
     """Return the one-row table of a folder of weights."""
     folder = store.artifact_path(kind, artifact_id)
@@ -63,17 +76,21 @@ def publish(
     training_set=("t1", "f1"),
     recipe=None,
     scores=None,
+    adapter=None,
+    benchmark="b1",
 ):
     """Register as the asset does: compute the rows, publish them, name the candidate; return the aliases."""
+    if not store.artifact_path("serving_model", model_id).is_dir():
+        write_weights(store, "serving_model", model_id)
     rows = registry.register(
         store,
         "tiny",
         serving_model=artifact(store, "serving_model", model_id),
-        adapter=artifact(store, "adapter", f"adapter_of_{model_id}", recipe=recipe),
+        adapter=artifact(store, "adapter", adapter or f"adapter_of_{model_id}", recipe=recipe),
         training_set=training_set,
         chunks=chunks,
         serving=serving,
-        benchmark_fingerprint="b1",
+        benchmark_fingerprint=benchmark,
         template=template,
         verdict=verdict,
         reason="because",
@@ -84,9 +101,12 @@ def publish(
 
 
 def add_version(store, model_id, **options):
-    """Register a version with weights of a few bytes; return its name."""
-    write_weights(store, "serving_model", model_id)
-    return publish(store, model_id, **options)["candidate"]
+    """Register a version with weights of a few bytes and a real tokenizer; return its name."""
+    folder = write_weights(store, "serving_model", model_id)
+    files, template = tokenizer_files()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return publish(store, model_id, **{"template": template} | options)["candidate"]
 
 
 def gate(version, champion=None, failed=()):
@@ -96,6 +116,15 @@ def gate(version, champion=None, failed=()):
         for check in CHECKS
     ]
     return to_frame("promotion_gate", rows)
+
+
+def conclude(store, table):
+    """Decide as the asset does, under the lock: publish what is decided, then let the aliases follow."""
+    with registry.locked(store, "tiny"):
+        decisions, outcome = decide(store, "tiny", table)
+        store.publish("promotions", "tiny", decisions)
+        settle(store, "tiny")
+    return outcome
 
 
 def task_of_type(tmp_path, name, classes=None):

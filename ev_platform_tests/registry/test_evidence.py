@@ -7,6 +7,8 @@ import pytest
 
 from ev_platform import registry
 from ev_platform.records import to_frame
+from ev_platform.registry.aliases import write_aliases
+from ev_platform.registry.digests import digest_of
 from ev_platform.registry.evidence import SAMPLE, collect, descent_flaw, replay_sample
 from ev_platform.registry.gate import judge
 from ev_platform.registry.releases import Release
@@ -43,6 +45,8 @@ def chain(store, **changes):
 
 def test_descent_of_weights_that_follow_from_the_adapter_has_no_flaw(store):
     assert descent_flaw(*chain(store)) is None
+    digest = digest_of(store.artifact_path("serving_model", "m1"))
+    assert descent_flaw(*chain(store, weights_sha256=digest)) is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,29 @@ def test_replay_with_another_chat_template_in_the_served_folder_is_caught(store,
     file = store.artifact_path("serving_model", "m1") / "chat_template.jinja"
     file.write_text(file.read_text().replace("<|im_start|>", "[INST]"))
     found = replayed(store, task, tables)
-    assert found.error is not None and "another prompt template" in found.error
+    assert found.error is not None and "are not those that were registered" in found.error
+
+
+def test_replay_leaves_out_rows_that_the_endpoint_does_not_accept_and_counts_them(store, evaluated):
+    task, tables = evaluated
+    long = tables["benchmark"].item(0, "example_id")
+    question = pl.when(pl.col("example_id") == long).then(pl.lit("x " * 4001)).otherwise("question")
+    tables["predictions"] = tables["predictions"].with_columns(question=question)
+    found = replayed(store, task, tables)
+    assert (found.n, found.n_same, found.n_left_out, found.error) == (SAMPLE, SAMPLE, 1, None)
+    tables["predictions"] = tables["predictions"].with_columns(question=pl.lit("x " * 4001))
+    found = replayed(store, task, tables)
+    assert (found.n, found.n_left_out, found.error) == (0, len(QUESTIONS), None)
+
+
+@pytest.mark.parametrize("champion", [None, "tiny@1", "tiny@0"])
+def test_collect_knows_the_champions_own_weights(store, evaluated, champion):
+    task, tables = evaluated
+    (version,) = store.read("registered_model", "tiny").to_dicts()
+    with registry.locked(store, "tiny"):
+        write_aliases(store, "tiny", {"champion": champion} if champion else {})
+    found = collect(store, task, None, version=version, tables=tables)
+    assert found.is_champions_own == (champion == "tiny@1")
 
 
 def test_collect_finds_a_leaked_training_row_of_the_version(store, evaluated):

@@ -50,6 +50,7 @@ def evidence(systems=BETTER, *, n_rows=40, abstains=None, config=CONFIG, **chang
     version = {"model_version": "tiny@2", "verdict": judged.verdict, "serving": json.dumps(SERVING)}
     known = {
         "version": version,
+        "is_champions_own": False,
         "champion": "tiny@1" if "champion" in systems else None,
         "metrics": metrics,
         "general": CLOSE_BY,
@@ -139,7 +140,7 @@ def test_gate_slow_version_fails_by_the_ratio_and_by_the_bound():
 
 def test_gate_version_that_has_certainly_forgotten_what_the_base_knew_fails():
     row = judged(evidence(lost=Interval(0.3, 0.11, 0.5)))["retention"]
-    assert (row["passed"], row["value"], row["limit"]) == (False, 0.3, 0.1)
+    assert (row["passed"], row["value"], row["limit"]) == (False, 0.11, 0.1)
     assert "+11% to +50%" in row["reason"]
 
 
@@ -193,6 +194,22 @@ def test_gate_endpoint_that_answers_otherwise_fails(replayed):
     assert failed(rows) == ["serving_agrees"]
     assert (replayed.difference or replayed.error) in rows["serving_agrees"]["reason"]
     assert judged(evidence(replayed=Replayed(0, 0)))["serving_agrees"]["passed"]
+
+
+def test_gate_tells_rows_that_the_endpoint_does_not_accept():
+    row = judged(evidence(replayed=Replayed(10, 10, n_left_out=3)))["serving_agrees"]
+    assert row["passed"]
+    assert row["reason"].endswith("; 3 test rows that the endpoint does not accept were left out.")
+    row = judged(evidence(replayed=Replayed(0, 0, n_left_out=3)))["serving_agrees"]
+    assert row["reason"] == "Nothing was replayed: 3 test rows that the endpoint does not accept were left out."
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_gate_without_the_champions_answers_passes_its_own_weights_only(is_own):
+    rows = judged(evidence(champion="tiny@1", is_champions_own=is_own))
+    assert rows["not_worse_than_champion"]["passed"] == is_own
+    assert ("the champion's own" in rows["not_worse_than_champion"]["reason"]) == is_own
+    assert rows["better_than_base"]["passed"]
 
 
 def test_gate_labels_are_judged_by_accuracy_and_have_nothing_to_decline():

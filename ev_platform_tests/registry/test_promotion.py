@@ -7,20 +7,11 @@ import pytest
 from ev_platform.errors import UserError
 from ev_platform.registry import locked, name_candidate, promotion, read_aliases, reference_of
 from ev_platform.registry.note import render_note, write_note
-from ev_platform.registry.promotion import NOTHING, decide, promote, rollback, settle
+from ev_platform.registry.promotion import NOTHING, promote, rollback, settle
 from ev_platform.storage import Store
-from ev_platform_tests.registry.registered import add_version, gate
+from ev_platform_tests.registry.registered import add_version, conclude, gate
 
 WHO = {"reason": "It answers better.", "by": "ada"}
-
-
-def conclude(store, table):
-    """Decide as the asset does, under the lock: publish what is decided, then let the aliases follow."""
-    with locked(store, "tiny"):
-        decisions, outcome = decide(store, "tiny", table)
-        store.publish("promotions", "tiny", decisions)
-        settle(store, "tiny")
-    return outcome
 
 
 def aliases(store):
@@ -142,7 +133,7 @@ def test_altered_weight_file_is_refused_whatever_the_override(store, decision):
     two_champions(store)
     (store.artifact_path("serving_model", "m1") / "model.bin").write_bytes(b"altered")
     arguments = {"version": "tiny@1", "override": True} if decision is promote else {}
-    with pytest.raises(UserError, match=r"The weight files of tiny@1 .* are not those that were registered"):
+    with pytest.raises(UserError, match=r"The files of tiny@1 .* are not those that were registered"):
         decision(store, "tiny", **arguments, **WHO)
     assert aliases(store)["champion"] == "tiny@2"
     assert len(decisions(store)) == 2
@@ -266,9 +257,9 @@ def test_reference_of_a_version_kept_back_follows_the_champion(store):
 
 def test_decide_same_model_evaluated_anew_takes_over_and_leaves_previous_alone(store):
     two_champions(store)
-    version = add_version(store, "m2", template="p2")
-    assert reference(store, "m2") == "tiny@1"
-    assert conclude(store, gate(version, "tiny@1")).outcome == "promoted"
+    version = add_version(store, "m2", benchmark="b2")
+    assert reference(store, "m2", "b2") is None
+    assert conclude(store, gate(version, None)).outcome == "promoted"
     assert aliases(store) == {"candidate": "tiny@3", "champion": "tiny@3", "previous": "tiny@1"}
 
 

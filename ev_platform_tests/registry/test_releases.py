@@ -1,5 +1,7 @@
+import shutil
 from datetime import UTC, datetime
 
+import polars as pl
 import pytest
 
 from ev_platform import registry
@@ -8,6 +10,7 @@ from ev_platform.prompting import build_messages, passage_text
 from ev_platform.records import Chunk, CleanDocument, to_frame
 from ev_platform.tasks import get_task
 from ev_platform.tasks.types import get_task_type
+from ev_platform.training.base import sha256_weights
 from ev_platform.training.export import export_serving_model
 from ev_platform_tests.registry.registered import OPEN_BOOK, SHIP, exported, publish, task_of_type
 from ev_platform_tests.tiny import tiny_recipe, write_tiny_model, write_tiny_task
@@ -15,6 +18,7 @@ from ev_platform_tests.tiny import tiny_recipe, write_tiny_model, write_tiny_tas
 
 def test_load_release_whose_weights_are_gone_is_told(store, tmp_path):
     publish(store, "m1")
+    shutil.rmtree(store.artifact_path("serving_model", "m1"))
     write_tiny_task(tmp_path / "tasks" / "tiny", tmp_path / "model")
     with pytest.raises(UserError, match=r"The weights of tiny@1 are gone from .*m1: choose another version\."):
         registry.load_release(store, get_task("tiny", tmp_path / "tasks"), "tiny@1")
@@ -134,7 +138,7 @@ def test_load_release_whose_weight_file_was_altered_is_refused(store, tmp_path):
     assert registry.load_release(store, task, "tiny@1").model_version == "tiny@1"
     content = (folder / "model.bin").read_bytes()
     (folder / "model.bin").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UserError, match=r"weight files of tiny@1 in .*m1 are not those that were registered"):
+    with pytest.raises(UserError, match=r"files of tiny@1 in .*m1 are not those that were registered"):
         registry.load_release(store, task, "tiny@1")
 
 
@@ -142,15 +146,40 @@ def test_load_release_whose_chat_template_was_altered_is_refused(store, tmp_path
     folder, task = release_of_labels(store, tmp_path)
     file = folder / "chat_template.jinja"
     file.write_text(file.read_text().replace("assistant", "bot"))
+    with pytest.raises(UserError, match=r"files of tiny@1 in .*m1 are not those that were registered"):
+        registry.load_release(store, task, "tiny@1")
+    set_digest(store, sha256_weights(folder)[0])  # as earlier releases did: the template is compared all the same
     with pytest.raises(UserError, match="tiny@1 was evaluated with another prompt template"):
         registry.load_release(store, task, "tiny@1")
 
 
-def test_load_release_registered_without_a_digest_is_loaded(store, tmp_path):
-    _, task = release_of_labels(store, tmp_path)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "window.txt", "added_tokens.json"])
+def test_load_release_whose_other_files_were_altered_or_added_is_refused(store, tmp_path, name):
+    folder, task = release_of_labels(store, tmp_path)
+    file = folder / name
+    file.write_text((file.read_text() if file.exists() else "{}") + " ")
+    with pytest.raises(UserError, match=r"files of tiny@1 in .*m1 are not those that were registered"):
+        registry.load_release(store, task, "tiny@1")
+
+
+def set_digest(store, digest):
+    """Let the version have another digest, or none."""
     rows = store.read("registered_model", "tiny")
-    store.publish("registered_model", "tiny", rows.with_columns(weights_sha256=None).cast(rows.schema))
+    store.publish("registered_model", "tiny", rows.with_columns(weights_sha256=pl.lit(digest)).cast(rows.schema))
+
+
+@pytest.mark.parametrize("has_digest", [True, False])
+def test_load_release_of_an_earlier_release_is_loaded_and_checked_by_the_digest_that_it_has(
+    store, tmp_path, has_digest
+):
+    folder, task = release_of_labels(store, tmp_path)
+    set_digest(store, sha256_weights(folder)[0] if has_digest else None)
+    (folder / "notes.txt").write_text("Of no weight.")
     assert registry.load_release(store, task, "tiny@1").model_version == "tiny@1"
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"The tokenizer of tiny@1 in .*m1 cannot be loaded"):
+        registry.load_release(store, task, "tiny@1")
 
 
 def test_load_release_whose_questions_bring_their_passages_needs_no_corpus(store, tmp_path):

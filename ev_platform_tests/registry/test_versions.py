@@ -1,13 +1,14 @@
 import json
 
 import pytest
+from filelock import FileLock, Timeout
 
 from ev_platform import registry
 from ev_platform.errors import UserError
 from ev_platform.registry.aliases import write_aliases
+from ev_platform.registry.digests import digest_of
 from ev_platform.storage import fingerprint
 from ev_platform.tasks.types import get_task_type
-from ev_platform.training.base import sha256_weights
 from ev_platform_tests.registry.registered import (
     HOLD,
     OPEN_BOOK,
@@ -15,9 +16,11 @@ from ev_platform_tests.registry.registered import (
     SERVING,
     SHIP,
     add_version,
+    artifact,
     exported,
     publish,
     task_of_type,
+    write_weights,
 )
 
 
@@ -50,6 +53,7 @@ def test_register_same_model_and_passages_adds_no_version(store):
         {"verdict": HOLD},
         {"template": "p2"},
         {"serving": SERVING | {"top_k": 3}},
+        {"adapter": "trained with other validation rows"},
     ],
 )
 def test_register_other_weights_passages_or_verdict_adds_a_version(store, change):
@@ -61,10 +65,38 @@ def test_register_other_weights_passages_or_verdict_adds_a_version(store, change
 def test_register_fills_the_fingerprints_of_recipe_weights_base_and_code(store):
     add_version(store, "m1")
     (row,) = versions(store).to_dicts()
-    assert row["weights_sha256"] == sha256_weights(store.artifact_path("serving_model", "m1"))[0]
+    assert row["weights_sha256"] == digest_of(store.artifact_path("serving_model", "m1"))
     assert row["recipe_fingerprint"] == fingerprint(RECIPE)
     assert row["code"] == registry.answering_code(OPEN_BOOK) != registry.answering_code(get_task_type("extractive_qa"))
     assert row["base_model"] == "tiny"
+
+
+def test_register_weights_that_are_not_those_that_were_made_is_refused(store):
+    folder = write_weights(store, "serving_model", "m1")
+    made = artifact(store, "serving_model", "m1")
+    (folder / "model.bin").write_bytes(b"altered")
+    with pytest.raises(UserError, match=r"m1 are gone or have been altered since they were made: run the stage"):
+        registry.register(
+            store,
+            "tiny",
+            serving_model=made,
+            adapter=artifact(store, "adapter", "a1"),
+            training_set=("t1", "f1"),
+            chunks=("c1", "c1"),
+            serving=SERVING,
+            benchmark_fingerprint="b1",
+            template="p1",
+            verdict=SHIP,
+            reason="because",
+            scores={},
+        )
+
+
+def test_lock_of_the_registry_may_be_taken_again_by_its_holder_and_by_nobody_else(store):
+    with registry.locked(store, "tiny"):
+        assert publish(store, "m1") == {"candidate": "tiny@1"}
+        with pytest.raises(Timeout):
+            FileLock(registry.alias_file(store, "tiny").with_suffix(".lock"), timeout=0).acquire()
 
 
 def test_register_names_the_newest_version_candidate_and_nobody_champion(store):

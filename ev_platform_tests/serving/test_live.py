@@ -152,8 +152,8 @@ def change_template(folder, store):
 @pytest.mark.parametrize(
     ("break_it", "told"),
     [
-        (alter_weights, "weight files of tiny@2"),
-        (cut_weights_off, "weight files of tiny@2"),
+        (alter_weights, "files of tiny@2"),
+        (cut_weights_off, "files of tiny@2"),
         (prune, "weights of tiny@2 are gone"),
         (change_template, "tiny@2 was evaluated with another prompt template"),
     ],
