@@ -124,8 +124,8 @@ class _Base:
         return Completion(text, len(prompt_ids), len(answer), latency_ms, reason, first_token_ms)
 
 
-# With less than this to read for a token, two threads wait for each other longer than they share work: the bundled model
-# (0.14 GB) writes half as many tokens a second again with one (`make bench`).
+# With less than this to read for a token, two threads wait for each other longer than they share work: the bundled
+# model (0.14 GB) writes half as many tokens a second again with one (`make bench`).
 _SMALL_BYTES = 500_000_000
 
 
