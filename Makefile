@@ -12,7 +12,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 help:
 	@echo "make demo       install, run the whole path on the embedded example, serve it, ask it a question"
 	@echo "make test       install, run the tests"
-	@echo "make test-slow  the real data sets as datasets, and real trainings; tens of minutes"
+	@echo "make test-slow  the real data sets as datasets, real trainings, Ray on several workers; an hour"
 	@echo "make dev        Dagster UI on http://127.0.0.1:3000 with the demo's runs"
 	@echo "make serve      make a key, print it, serve the example's champion on http://127.0.0.1:8000"
 	@echo "make lint       ruff and pyright"

@@ -94,6 +94,7 @@ def test_ray_serve_answers_over_http_logs_no_secret_and_leaves_nothing_running(t
         httpx.get(f"{url}/healthz")
 
 
+@pytest.mark.slow  # most of it Ray's start; test_live has the same through uvicorn
 def test_rollback_reaches_every_replica_within_seconds_and_fails_no_request(tmp_path):
     key, replies, stop = create_key(tmp_path, "tests"), [], threading.Event()
     point(tmp_path, "fake_task", champion="fake_task@2", previous="fake_task@1")

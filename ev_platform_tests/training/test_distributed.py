@@ -37,7 +37,8 @@ def ray_processes() -> list[psutil.Process]:
     return [p for p in psutil.Process().children(recursive=True) if any("ray" in part for part in p.cmdline())]
 
 
-@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # a minute and a half each on two cores, most of it Ray and imports
+@pytest.mark.parametrize("is_killed", [False, True])
 def test_two_workers_even_if_one_is_killed_give_the_losses_and_weights_of_one(job, tmp_path, monkeypatch, is_killed):
     from safetensors.torch import load_file
 
