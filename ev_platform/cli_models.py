@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ev_platform.errors import UserError
 from ev_platform.settings import get_settings
@@ -51,7 +51,7 @@ def models_list(task: TaskOption = "ev_charging") -> None:
     for alias, version in read_aliases(store, task).items():
         aliases.setdefault(version, []).append(alias)
     pruned = pruned_at(store, task)
-    table = Table("version", "stage", "registered", "verdict", "score", "size")
+    table = Table(Column("version", overflow="fold", no_wrap=True), "stage", "registered", "verdict", "score", "size")
     for row in store.read("registered_model", task).iter_rows(named=True):
         name = row["model_version"]
         folder = store.artifact_path("serving_model", row["serving_model_id"])
