@@ -10,6 +10,7 @@ What does not belong here: encoders, which write no text (`encoder`).
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,9 @@ class Writer(Engine, Protocol):
         ...
 
 
-class _Base:
+class _Base(ABC):
+    window: int
+
     def __init__(self, folder: Path):
         from transformers import AutoTokenizer
 
@@ -109,6 +112,20 @@ class _Base:
 
     def count_tokens(self, text: str) -> int:
         return len(self._encode(text))
+
+    def generate_timed(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
+        """Complete rendered prompts greedily, and say when each one's first token came."""
+        return self._generate(prompts, max_new_tokens, 0.0, is_timed=True)
+
+    @abstractmethod
+    def _generate(
+        self, prompts: Sequence[str], max_new_tokens: int, temperature: float, *, is_timed: bool
+    ) -> list[Completion]: ...
+
+    def _encode_prompts(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+        encoded = [self._encode(prompt) for prompt in prompts]
+        check_window(max(map(len, encoded), default=0), max_new_tokens, self.window)
+        return encoded
 
     def _encode(self, text: str) -> list[int]:
         # The rendered template already holds every special token.
@@ -156,15 +173,10 @@ class CTranslate2Engine(_Base):
             ctranslate2.set_random_seed(seed)
         return self._generate(prompts, max_new_tokens, temperature, is_timed=False)
 
-    def generate_timed(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
-        """Complete rendered prompts in one batch, and say when each one's first token came."""
-        return self._generate(prompts, max_new_tokens, 0.0, is_timed=True)
-
     def _generate(
         self, prompts: Sequence[str], max_new_tokens: int, temperature: float, *, is_timed: bool
     ) -> list[Completion]:
-        encoded = [self._encode(prompt) for prompt in prompts]
-        check_window(max(map(len, encoded), default=0), max_new_tokens, self.window)
+        encoded = self._encode_prompts(prompts, max_new_tokens)
         first_ms: dict[int, float] = {}
         started = time.perf_counter()
 
@@ -220,17 +232,12 @@ class TransformersEngine(_Base):
         torch.manual_seed(seed)
         return self._generate(prompts, max_new_tokens, temperature, is_timed=False)
 
-    def generate_timed(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
-        """Complete rendered prompts one after the other, and say when each one's first token came."""
-        return self._generate(prompts, max_new_tokens, 0.0, is_timed=True)
-
     def _generate(
         self, prompts: Sequence[str], max_new_tokens: int, temperature: float, *, is_timed: bool
     ) -> list[Completion]:
         import torch
 
-        encoded = [self._encode(prompt) for prompt in prompts]
-        check_window(max(map(len, encoded), default=0), max_new_tokens, self.window)
+        encoded = self._encode_prompts(prompts, max_new_tokens)
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         completions = []
         called = time.perf_counter()

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ev_platform.dataset.agreement import agreement
 from ev_platform.dataset.overlap import find_overlaps
+from ev_platform.pages import render_markdown
 from ev_platform.records.columns import MESSAGES, UTC_MICROSECONDS
 
 if TYPE_CHECKING:
@@ -87,15 +87,9 @@ def render_card(dataset: Dataset) -> str:
     known = pl.concat([dataset.table("qa_candidates"), dataset.table("examples")])
     by_kind = agreement(dataset.table("reviews"), known)["by_kind"]
     evaluation = dataset.table("teacher_evaluation").to_dicts()
-    environment = Environment(  # noqa: S701 - Markdown; `cell` takes away what would break a table or be HTML
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = table_cell
-    return environment.get_template("card.md.j2").render(
+    return render_markdown(
+        Path(__file__).parent,
+        "card.md.j2",
         front_matter=yaml.safe_dump(_front_matter(dataset, rows, licences), sort_keys=False, allow_unicode=True),
         name=dataset.task.name,
         description=dataset.task.description,
@@ -113,15 +107,6 @@ def render_card(dataset: Dataset) -> str:
         reviews=[row for row in by_kind.to_dicts() if row["n"]],
         columns={name: (str(rows.schema[name]), meaning) for name, (_, meaning) in COLUMNS.items()},
     )
-
-
-def table_cell(value: Any) -> str:
-    """Make a value one cell of a Markdown table: one line, no column mark, no HTML, no start of a link."""
-    text = " ".join(str("" if value is None else value).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for mark in ("\\", "|", "[", "]", "`"):
-        text = text.replace(mark, f"\\{mark}")
-    return text
 
 
 def _front_matter(dataset: Dataset, rows: pl.DataFrame, licences: list[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ev_platform.errors import UserError
 from ev_platform.evaluation.metrics import score_answers, score_labels
 from ev_platform.records import TeacherAnswer, TeacherEvaluation, to_frame
 from ev_platform.tasks import TeacherEvaluationConfig
+from ev_platform.tasks.splitting import spread_evenly
 from ev_platform.teachers import AnswerJob, Brief, JudgeJob, Judgement, Outcome, Teacher, TextJob
 
 METRICS: tuple[str, ...] = ("exact_match", "token_f1", "rouge_l", "meteor")
@@ -117,13 +118,6 @@ def _paid(outcomes: Sequence[Outcome[Any]]) -> float:
     """Return what outcomes cost; equal questions share a call."""
     calls = {outcome.call_id: outcome.cost_usd for outcome in outcomes}
     return sum(calls.values())
-
-
-def spread_evenly(rows: Sequence[Any], n: int) -> list[Any]:
-    """Return at most n rows at equal distances over all of them, the first among them."""
-    if len(rows) <= n:
-        return list(rows)
-    return [rows[i * len(rows) // n] for i in range(n)]
 
 
 def _ask(

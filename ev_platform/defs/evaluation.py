@@ -34,7 +34,7 @@ from ev_platform.evaluation.pages import write_report
 from ev_platform.records import to_frame
 from ev_platform.registry import releases
 from ev_platform.storage import Record, Store, code_version, fingerprint
-from ev_platform.tasks import Task
+from ev_platform.tasks import Task, splitting
 from ev_platform.tasks.types import TASK_TYPES, get_task_type
 from ev_platform.training.loop import Job
 from ev_platform.training.recipes import Recipe
@@ -44,7 +44,7 @@ _TYPES = [sys.modules[type(task_type).__module__] for task_type in TASK_TYPES.va
 # Not the whole package: another colour in a plot must not have every question answered again.
 ANSWERING = (predicting, answering, systems, floors, metrics, labels, abstention, groundedness, local_metric)
 CODE = code_version(
-    *ANSWERING, encoder, engine, grounding, pooling, prompting, quantities, releases, retrieval, *_TYPES
+    *ANSWERING, encoder, engine, grounding, pooling, prompting, quantities, releases, retrieval, splitting, *_TYPES
 )
 CODE_REPORT = code_version(summary, statistics, metrics, labels, local_metric)
 CODE_SEEDS = fingerprint([CODE, CODE_TRAIN, CODE_EXPORT, CODE_SERVING, code_version(seeds, summary)])[:16]

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ev_platform.dataset.card import count_licences, table_cell
+from ev_platform.dataset.card import count_licences
 from ev_platform.dataset.overlap import Embed, find_overlaps
 from ev_platform.evaluation.statistics import minimum_detectable_effect
+from ev_platform.pages import render_markdown
 from ev_platform.records import BenchmarkVersion, to_frame
 from ev_platform.storage import Store, now
 from ev_platform.tasks import Task
@@ -129,16 +129,10 @@ def render_card(store: Store, task: Task, rows: pl.DataFrame, name: str, embed: 
         name: Of the version.
         embed: As in `announce`.
     """
-    environment = Environment(  # noqa: S701 - Markdown; `cell` takes away what would break a table or be HTML
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = table_cell
     documents = _documents(store, task, rows)
-    return environment.get_template("benchmark_card.md.j2").render(
+    return render_markdown(
+        Path(__file__).parent,
+        "benchmark_card.md.j2",
         name=name,
         task=task.name,
         description=task.description,

@@ -15,6 +15,7 @@ import polars as pl
 
 from ev_platform.evaluation.answering import Answer, Row, Search
 from ev_platform.retrieval import embed, embed_once
+from ev_platform.tasks.splitting import spread_evenly
 
 # Of 77 classes that is 26 rows each; to embed more takes longer than what the probe is compared with.
 PROBE_ROWS = 2_000
@@ -49,9 +50,7 @@ class LinearProbe:
     def __init__(self, training_set: pl.DataFrame):
         from sklearn.linear_model import LogisticRegression
 
-        rows = training_set.select("question", "answer").rows()
-        if len(rows) > PROBE_ROWS:
-            rows = [rows[n * len(rows) // PROBE_ROWS] for n in range(PROBE_ROWS)]
+        rows = spread_evenly(training_set.select("question", "answer").rows(), PROBE_ROWS)
         texts, labels = zip(*rows, strict=True)
         # The vectors have length 1: with scikit-learn's C of 1, few rows give hardly more than the commonest label.
         self._model: Any = LogisticRegression(C=10, max_iter=1000).fit(embed_once(texts), labels)

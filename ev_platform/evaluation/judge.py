@@ -14,7 +14,6 @@ from typing import Any
 
 import polars as pl
 
-from ev_platform.dataset.examine import spread_evenly
 from ev_platform.dataset.generate import make_brief
 from ev_platform.dataset.steps import paid_calls, read_task_rows
 from ev_platform.evaluation.judge_agreement import agree
@@ -24,6 +23,7 @@ from ev_platform.prompting import passage_text
 from ev_platform.records import PairJudgement, to_frame
 from ev_platform.storage import Store
 from ev_platform.tasks import Task
+from ev_platform.tasks.splitting import spread_evenly
 from ev_platform.tasks.types import get_task_type
 from ev_platform.teachers import Brief, Outcome, PairJob, Preference, Teacher
 from ev_platform.teachers.language_model import prompt_version

@@ -21,6 +21,7 @@ from ev_platform.evaluation.systems import CHAMPION, open_systems
 from ev_platform.records import Prediction, to_frame
 from ev_platform.storage import short_id
 from ev_platform.tasks import TaskConfig
+from ev_platform.tasks.splitting import spread_evenly
 from ev_platform.tasks.types import TaskType
 
 if TYPE_CHECKING:
@@ -100,8 +101,7 @@ def evaluated_rows(benchmark: pl.DataFrame, max_rows: int) -> list[dict[str, Any
 
     Files are often sorted by label or document: their first rows speak for a few of them only.
     """
-    rows = benchmark.to_dicts()
-    return [rows[n * len(rows) // max_rows] for n in range(max_rows)] if len(rows) > max_rows else rows
+    return spread_evenly(benchmark.to_dicts(), max_rows)
 
 
 def _ask(systems: Sequence[System], rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], System, Answer]]:

@@ -22,6 +22,7 @@ from ev_platform.engine import Completion, Engine, Writer
 from ev_platform.prompting import Messages, passage_text
 from ev_platform.records import InferenceFigure, to_frame
 from ev_platform.tasks import EvaluationConfig
+from ev_platform.tasks.splitting import spread_evenly
 from ev_platform.tasks.types import TaskType
 
 _WARM_UP_TOKENS = 2
@@ -56,8 +57,7 @@ def chats_of(
     """
     took_part = set(predictions["system"])
     system, _, has_passages = [s for s in task_type.systems() if s[1] == "tuned" and s[0] in took_part][-1]
-    rows = predictions.filter(pl.col("system") == system).to_dicts()
-    rows = [rows[index * len(rows) // n] for index in range(n)] if len(rows) > n else rows
+    rows = spread_evenly(predictions.filter(pl.col("system") == system).to_dicts(), n)
     own = dict(benchmark.select("example_id", "context").iter_rows()) if has_passages else {}
     passages = {c["chunk_id"]: passage_text(c["heading_path"], c["text"]) for c in chunks.iter_rows(named=True)}
     chats = []

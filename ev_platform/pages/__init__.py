@@ -1,4 +1,4 @@
-"""What every page of the platform for people shares: its style, its template, and how a plot gets into it.
+"""What every page and card for people shares: style, how templates are filled, and how a plot gets into a page.
 
 What does not belong here: what a page says (`evaluation.report`, `corpus.report`).
 """
@@ -33,6 +33,34 @@ def render(folder: Path, template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(**values)
+
+
+def render_markdown(folder: Path, template: str, **values: Any) -> str:
+    """Render a Markdown template of a folder; the filter `cell` makes a value one cell of a table (`table_cell`).
+
+    Args:
+        folder: Where the template lies.
+        template: Its file name.
+        **values: What it shows.
+    """
+    environment = Environment(  # noqa: S701 - Markdown; `cell` takes away what would break a table or be HTML
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = table_cell
+    return environment.get_template(template).render(**values)
+
+
+def table_cell(value: Any) -> str:
+    """Make a value one cell of a Markdown table: one line, no column mark, no HTML, no start of a link."""
+    text = " ".join(str("" if value is None else value).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for mark in ("\\", "|", "[", "]", "`"):
+        text = text.replace(mark, f"\\{mark}")
+    return text
 
 
 def new_axes(height: float) -> tuple[Any, Any]:

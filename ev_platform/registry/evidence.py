@@ -21,6 +21,7 @@ from ev_platform.registry.releases import checked_settings, load_release
 from ev_platform.registry.versions import versions_like
 from ev_platform.storage import Store
 from ev_platform.tasks import Task
+from ev_platform.tasks.splitting import spread_evenly
 from ev_platform.tasks.types import get_task_type
 
 # Ten answers of the bundled model take ten seconds. Another template, tokenizer, prompt or set of passages changes
@@ -150,7 +151,7 @@ def replay_sample(
     rows = asked.join(answered, on="example_id", how="inner", maintain_order="left")
     accepted = rows.filter(pl.Series([_is_accepted(question) for question in rows["question"]], dtype=pl.Boolean))
     n_left_out, rows = rows.height - accepted.height, accepted
-    rows = rows[[n * rows.height // SAMPLE for n in range(SAMPLE)]] if rows.height > SAMPLE else rows
+    rows = rows[spread_evenly(range(rows.height), SAMPLE)]
     try:
         if rows.is_empty():
             checked_settings(store, task.name, version)

@@ -1,4 +1,4 @@
-"""The split of a file of rows that brings none: which of its rows are test rows.
+"""Choosing among rows: which of a file that brings no split are test rows, and which are taken where all are too many.
 
 What does not belong here: what training rows are held out for validation (`dataset.splits`), and which of them meet a
 test row all the same (`dataset.overlap`).
@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ev_platform.storage import fingerprint
 
 if TYPE_CHECKING:
     from ev_platform.tasks.rows import TaskRow
+
+Item = TypeVar("Item")
 
 
 def choose_test_rows(rows: Sequence[TaskRow], fraction: float, seed: int) -> list[bool]:
@@ -52,6 +54,13 @@ def choose_groups(groups: Sequence[str], fraction: float, seed: int) -> set[str]
             chosen.add(group)
             n_rows += sizes[group]
     return chosen
+
+
+def spread_evenly(rows: Sequence[Item], n: int) -> list[Item]:
+    """Return at most n rows at equal distances over all of them, the first among them."""
+    if len(rows) <= n:
+        return list(rows)
+    return [rows[i * len(rows) // n] for i in range(n)]
 
 
 def _groups(rows: Sequence[TaskRow]) -> list[str]:

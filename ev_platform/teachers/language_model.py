@@ -7,6 +7,7 @@ asked about (`dataset.sampling`).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
@@ -93,7 +94,7 @@ class LanguageModelTeacher:
         self._model = config.model or client.provider
         self.name = f"{client.provider}:{self._model}"
 
-    # ---- the six things that a teacher does ----
+    # ---- what a teacher does ----
 
     def generate(self, brief: Brief, jobs: Sequence[GenerationJob]) -> Iterator[Outcome[tuple[Draft, ...]]]:
         """Write questions with answers; jobs with the same passage and plans share one call."""
@@ -119,72 +120,22 @@ class LanguageModelTeacher:
         if brief.classes:
             calls = self._label_calls(brief, [job.question for job in jobs])
             return self._outcomes("label", jobs, calls, lambda _, reply: (read_label(brief, reply).label, None))
-        system = _render("answer", "system", brief=brief)
-        calls = (
-            self._call("answer", system, _render("answer", "user", question=job.question, contexts=job.contexts))
-            for job in jobs
-        )
+        calls = self._calls("answer", brief, jobs)
         return self._outcomes("answer", jobs, calls, lambda _, reply: (reply.answer.strip(), None))
 
     def judge(self, brief: Brief, jobs: Sequence[JudgeJob]) -> Iterator[Outcome[Judgement]]:
         """Judge answers against their references: the prompt's scale of 0 to 4, as 0 to 1."""
-        system = _render("judge", "system", brief=brief)
-        calls = (
-            self._call(
-                "judge",
-                system,
-                _render(
-                    "judge",
-                    "user",
-                    question=job.question,
-                    reference=job.reference,
-                    prediction=job.prediction,
-                    contexts=job.contexts,
-                ),
-            )
-            for job in jobs
-        )
+        calls = self._calls("judge", brief, jobs)
         return self._outcomes("judge", jobs, calls, lambda _, r: (Judgement(r.score / 4, r.reasoning.strip()), None))
 
     def compare(self, brief: Brief, jobs: Sequence[PairJob]) -> Iterator[Outcome[Preference]]:
         """Say which of two answers is better."""
-        system = _render("compare", "system", brief=brief)
-        calls = (
-            self._call(
-                "compare",
-                system,
-                _render(
-                    "compare",
-                    "user",
-                    question=job.question,
-                    reference=job.reference,
-                    first=job.first,
-                    second=job.second,
-                    contexts=job.contexts,
-                ),
-            )
-            for job in jobs
-        )
+        calls = self._calls("compare", brief, jobs)
         return self._outcomes("compare", jobs, calls, lambda _, r: (Preference(r.better, r.reasoning.strip()), None))
 
     def check(self, brief: Brief, jobs: Sequence[CheckJob]) -> Iterator[Outcome[Check]]:
         """Check candidates with their source in front."""
-        system = _render("check", "system", brief=brief)
-        calls = (
-            self._call(
-                "check",
-                system,
-                _render(
-                    "check",
-                    "user",
-                    passage=job.passage,
-                    question=job.question,
-                    answer=job.answer,
-                    is_answerable=job.is_answerable,
-                ),
-            )
-            for job in jobs
-        )
+        calls = self._calls("check", brief, jobs)
         return self._outcomes(
             "check", jobs, calls, lambda _, r: (Check(r.is_supported, r.is_self_contained, r.reason.strip()), None)
         )
@@ -192,6 +143,13 @@ class LanguageModelTeacher:
     # ---- calls ----
 
     # Calls are made as they are asked for: the prompts of a large corpus need not be held all at once.
+
+    def _calls(self, purpose: str, brief: Brief, jobs: Sequence[Any]) -> Iterator[Call]:
+        """Yield the call of each job; its fields are what the purpose's prompt is filled with."""
+        system = _render(purpose, "system", brief=brief)
+        for job in jobs:
+            values = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
+            yield self._call(purpose, system, _render(purpose, "user", **values))
 
     def _generation_calls(self, brief: Brief, jobs: Sequence[GenerationJob]) -> Iterator[Call]:
         system = _render("generate", "system", brief=brief, kinds=KINDS)

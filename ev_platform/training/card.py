@@ -13,14 +13,14 @@ from typing import Any
 
 import polars as pl
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ev_platform.dataset.card import count_licences, count_reasons, count_sources, count_teachers, table_cell
+from ev_platform.dataset.card import count_licences, count_reasons, count_sources, count_teachers
 from ev_platform.dataset.export import Dataset, Row
 from ev_platform.errors import UserError
 from ev_platform.evaluation.report import DIFFERENCES, METRIC_NAMES, SCORES
 from ev_platform.evaluation.statistics import SYSTEMS
 from ev_platform.evaluation.summary import deciding_metric, judge
+from ev_platform.pages import render_markdown
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training.base import BUNDLED, BUNDLED_ENCODER
 
@@ -82,15 +82,9 @@ def render_model_card(dataset: Dataset) -> str:
     metric = deciding_metric(task_type)
     exported = dataset.table("serving_model")
     example = next((row for rows in trained.splits.values() for row in rows), None)
-    environment = Environment(  # noqa: S701 - Markdown; `cell` takes away what would break a table or be HTML
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = table_cell
-    return environment.get_template("card.md.j2").render(
+    return render_markdown(
+        Path(__file__).parent,
+        "card.md.j2",
         front_matter=_front_matter(dataset, model, recipe, sources, set(rows["origin"])),
         name=dataset.task.name,
         description=dataset.task.description,

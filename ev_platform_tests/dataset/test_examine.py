@@ -1,14 +1,13 @@
 """The teacher's examination, with a teacher whose every answer is written down here."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
 
-from ev_platform.dataset.examine import examine_teacher, spread_evenly
+from ev_platform.dataset.examine import examine_teacher
 from ev_platform.errors import UserError
 from ev_platform.evaluation.metrics import score_rows
 from ev_platform.records import Example, TeacherAnswer, TeacherEvaluation, to_frame
@@ -279,15 +278,6 @@ def test_examine_takes_rows_from_all_over_the_file():
     config = TeacherEvaluationConfig(max_rows=4, is_judged=False)
     _, answers = examine(frame, BookTeacher({f"q{i}": "x" for i in range(10)}), config)
     assert [a.question for a in answers] == ["q0", "q2", "q5", "q7"]
-
-
-@pytest.mark.parametrize(("n_rows", "n"), [(0, 3), (2, 3), (3, 3), (7, 3), (1000, 7)])
-def test_spread_evenly_gives_n_rows_in_order_with_equal_gaps(n_rows, n):
-    taken = spread_evenly(range(n_rows), n)
-    assert len(taken) == min(n_rows, n)
-    gaps = [b - a for a, b in pairwise(taken)]
-    assert all(gap > 0 for gap in gaps)
-    assert not gaps or max(gaps) - min(gaps) <= 1
 
 
 def test_examine_the_same_rows_give_the_same_tables():
