@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ev_platform.serving.config import ServingConfig
 
 
 class Settings(BaseSettings):
@@ -31,6 +34,14 @@ class Settings(BaseSettings):
         hf_endpoint: Of a hub of one's own; the public one where None.
         host: Address that the HTTP endpoint listens on.
         port: Port of the HTTP endpoint.
+        tls_certificate: PEM file; with `tls_key`, the endpoint speaks HTTPS.
+        tls_key: PEM file, without a password.
+        cors_origins: Web origins, as a JSON list, whose pages may call the endpoint.
+        request_text: `keep` or `hash`: what the request log holds of questions and answers.
+        request_retention_days: Age at which logged requests are deleted.
+        request_timeout_s: Longest time for one answer.
+        max_waiting: Questions that may wait for one replica of a model.
+        max_batch: Prompts that are completed together at most.
         browser_path: Chromium or Chrome for sources with `fetcher: browser`; by default playwright's own, else the
             system's.
     """
@@ -51,7 +62,27 @@ class Settings(BaseSettings):
     hf_endpoint: str | None = Field(default=None, validation_alias="HF_ENDPOINT")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    cors_origins: tuple[str, ...] = ()
+    request_text: Literal["keep", "hash"] = "keep"
+    request_retention_days: int = Field(default=90, ge=1)
+    request_timeout_s: float = Field(default=120.0, gt=0)
+    max_waiting: int = Field(default=64, ge=1)
+    max_batch: int = Field(default=16, ge=1, le=256)
     browser_path: Path | None = None
+
+    @property
+    def serving(self) -> ServingConfig:
+        """What of it the server's processes need."""
+        return ServingConfig(
+            cors_origins=self.cors_origins,
+            request_text=self.request_text,
+            retention_days=self.request_retention_days,
+            request_timeout_s=self.request_timeout_s,
+            max_waiting=self.max_waiting,
+            max_batch=self.max_batch,
+        )
 
     @property
     def data_root(self) -> Path:
