@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+REQUEST_ID = r"^[A-Za-z0-9_.-]{1,64}$"
 MAX_CONTENT_CHARS = 8_000
+MAX_COMMENT_CHARS = 2_000
 
 # OpenAI's options that would change the answer and that this server does not have: the values that ask for nothing.
 # Leaving such an option unread would answer another question than the one asked. Unknown fields that cannot change
@@ -42,11 +44,19 @@ class ApiError(Exception):
         message: One sentence: what is wrong and what to do.
         code: Machine-readable reason.
         param: The field it is about.
+        retry_after_s: Whole seconds after which it is worth asking again; None where it is not known.
     """
 
-    def __init__(self, status: int, message: str, code: str, param: str | None = None):
-        super().__init__(message)
+    def __init__(
+        self, status: int, message: str, code: str, param: str | None = None, retry_after_s: int | None = None
+    ):
+        # All of them, so that it can be pickled: a replica raises it in another process.
+        super().__init__(status, message, code, param, retry_after_s)
         self.status, self.message, self.code, self.param = status, message, code, param
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def failure() -> ApiError:
@@ -58,7 +68,9 @@ class ErrorDetail(BaseModel):
     """What went wrong."""
 
     message: str
-    type: Literal["invalid_request_error", "authentication_error", "server_error"]
+    type: Literal[
+        "invalid_request_error", "authentication_error", "permission_error", "rate_limit_error", "server_error"
+    ]
     code: str | None
     param: str | None
 
@@ -157,6 +169,28 @@ class ChatRequest(BaseModel):
             raise ApiError(
                 400, "max_tokens and max_completion_tokens differ: send one of them.", "invalid_value", "max_tokens"
             )
+
+
+class FeedbackRequest(BaseModel):
+    """What somebody says of an answer that they were given."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    request_id: str = Field(pattern=REQUEST_ID, description="`x-request-id` of the answer.")
+    rating: Literal["up", "down"]
+    correction: str | None = Field(default=None, max_length=MAX_CONTENT_CHARS, description="The right answer.")
+    comment: str | None = Field(default=None, max_length=MAX_COMMENT_CHARS)
+    question: str | None = Field(
+        default=None,
+        max_length=MAX_CONTENT_CHARS,
+        description="As it was asked; needed where the server keeps no text of requests.",
+    )
+
+
+class FeedbackResponse(BaseModel):
+    """Where the feedback is kept."""
+
+    id: str
 
 
 class Source(BaseModel):
