@@ -124,6 +124,7 @@ def _row(
         messages=[*messages, {"role": "assistant", "content": example["answer"]}],
         n_tokens=n_tokens,
         n_answer_tokens=n_answer_tokens,
+        request_id=example["request_id"],
     )
 
 

@@ -31,6 +31,7 @@ from ev_platform.records.dataset import (
     Coverage,
     DatasetRow,
     Example,
+    FeedbackCandidate,
     GenerationOutcome,
     RejectedExample,
     Review,
@@ -54,6 +55,7 @@ from ev_platform.records.scores import (
     Metric,
     PairJudgement,
     Prediction,
+    QuestionDrift,
     RetrievalScore,
     SeedScore,
 )
@@ -69,6 +71,7 @@ TABLES: dict[str, type] = {
     "chunk_vectors": ChunkVector,
     "corpus_report": CorpusFigure,
     "qa_candidates": Example,
+    "feedback_candidates": FeedbackCandidate,
     "examples": Example,
     "rejected_examples": RejectedExample,
     "generation_log": GenerationOutcome,
@@ -100,6 +103,7 @@ TABLES: dict[str, type] = {
     "promotions": Promotion,
     "exports": ModelArtifact,
     "published_models": Publication,
+    "question_drift": QuestionDrift,
 }
 
 

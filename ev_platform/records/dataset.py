@@ -36,6 +36,7 @@ class Example:
     prompt_version: str | None  # of that call
     cost_usd: float | None  # the example's share of that call
     check_call_id: str | None = None  # of the call in which a teacher checked it
+    request_id: Annotated[str | None, VOLATILE] = None  # of the served question behind it; see `feedback_candidates`
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class RejectedExample:
     reject_reason: str
     reject_detail: str | None
     check_call_id: str | None = None  # of the call in which a teacher checked it
+    request_id: Annotated[str | None, VOLATILE] = None  # of the served question behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +188,27 @@ class DatasetRow:
     messages: list[dict[str, str]]
     n_tokens: int  # rendered by the chat template
     n_answer_tokens: int
+    request_id: Annotated[str | None, VOLATILE] = None  # of the served question behind it
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackCandidate:
+    """A served question with what people said of its answer, for a person to judge (`feedback_candidates`).
+
+    Personal data is masked. Nothing of it is trained on before somebody accepts or edits it, and what was decided on
+    stays as it was then.
+    """
+
+    example_id: str  # hash of question and answer
+    kind: str  # "liked", "corrected" or "disliked"
+    question: str
+    answer: str  # that is proposed: as given, or as corrected; empty where nobody proposed one
+    given_answer: str | None  # None where the request log keeps no text
+    comments: list[str]  # newest first
+    n_up: int  # people who liked the given answer to this question, whatever they corrected
+    n_down: int
+    chunk_ids: list[str]  # what the answer was made from, best first
+    request_id: str  # the first of them; training rows are traced by it
+    request_ids: list[str]  # every request that it rests on, oldest first
+    model_version: str  # that answered first
+    given_at: datetime  # the latest feedback

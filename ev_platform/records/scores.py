@@ -137,3 +137,29 @@ class InferenceFigure:
     tokens_per_second: Annotated[float | None, VOLATILE]
     memory_bytes: Annotated[int, VOLATILE]  # peak of the process
     usd_per_1000_answers: Annotated[float, VOLATILE]
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionDrift:
+    """How far the questions put to one served version are from those it was trained on (`question_drift`).
+
+    Questions are distinct ones. Similarity is the cosine of a question and the nearest one trained on; the served
+    questions' is compared with that of the benchmark's and the validation rows' questions.
+    """
+
+    model_version: str
+    first_at: datetime  # of the requests that are looked at
+    last_at: datetime
+    n_requests: int
+    n_questions: int
+    n_abstained: int  # requests that were answered with the task's sentence for "no answer"
+    abstention_share: float  # of the requests
+    n_reference: int  # questions that the served ones are compared with
+    similarity_p50: float | None  # None where the version has no questions to compare with
+    reference_p50: float | None
+    ks: float | None  # Kolmogorov-Smirnov: largest distance between the two distribution functions
+    p_value: float | None  # two-sided
+    cliffs_delta: float | None  # -1 to 1; below 0 the served questions are the less familiar ones
+    unfamiliar_share: float | None  # served questions below the reference's 5th percentile; 0.05 is to be expected
+    percentiles: list[float]  # of the served questions' similarity, 0th to 100th
+    reference_percentiles: list[float]
