@@ -46,6 +46,21 @@ class Hit:
     score: float
 
 
+def best_score(hits: Sequence[Hit]) -> float:
+    """Return the cosine of the question and the nearest of its passages; -1 where there is none."""
+    return max((hit.score for hit in hits), default=-1.0)
+
+
+def is_too_far(hits: Sequence[Hit], min_score: float | None) -> bool:
+    """Return whether no retrieved passage is near enough to its question for an answer.
+
+    Args:
+        hits: What was retrieved for the question.
+        min_score: Least cosine of the nearest; None: everything is near enough.
+    """
+    return min_score is not None and best_score(hits) < min_score
+
+
 @cache
 def load_embedder() -> Any:
     """Load the bundled MiniLM-L6 sentence embedder (384 dimensions, 256 tokens).
@@ -164,19 +179,23 @@ class Retriever:
         found = known[[at[_passage_id(passage)] for passage in passages]]
         return cls(chunks["chunk_id"].to_list(), passages, found, candidates)
 
-    def search(self, queries: Sequence[str], top_k: int, method: Method = "hybrid") -> list[list[Hit]]:
+    def search(
+        self, queries: Sequence[str], top_k: int, method: Method = "hybrid", vectors: np.ndarray | None = None
+    ) -> list[list[Hit]]:
         """Return the best passages of each query, best first.
 
         Args:
             queries: Questions.
             top_k: Most passages of one query; the hybrid has at most twice as many as `candidates`.
             method: `hybrid` everywhere but in a comparison with the two searches that it joins.
+            vectors: The queries' unit vectors, one row each, where they are known; else the queries are embedded.
         """
         import bm25s
 
         if not queries:
             return []
-        vectors = embed(queries)
+        if vectors is None:
+            vectors = embed(queries)
         tokens: Any = bm25s.tokenize(list(queries), stopwords="en", return_ids=False, show_progress=False)
         results = []
         for start in range(0, len(queries), _QUERIES_AT_ONCE):

@@ -11,7 +11,7 @@ What does not belong here: scores (`evaluation`) and answering over HTTP (`servi
 
 from ev_platform.registry.aliases import alias_file, locked, name_candidate, read_aliases
 from ev_platform.registry.prune import pruned_at
-from ev_platform.registry.releases import Release, SourceChunk, checked_weights, load_release
+from ev_platform.registry.releases import LookUp, Release, SourceChunk, checked_weights, load_release
 from ev_platform.registry.versions import (
     SHIPPED,
     answering_code,
@@ -25,6 +25,7 @@ from ev_platform.registry.versions import (
 
 __all__ = [
     "SHIPPED",
+    "LookUp",
     "Release",
     "SourceChunk",
     "alias_file",

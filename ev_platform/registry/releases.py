@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from ev_platform.engine import Engine, load_engine
@@ -19,10 +20,11 @@ from ev_platform.errors import UserError
 from ev_platform.prompting import passage_text
 from ev_platform.registry.digests import is_intact
 from ev_platform.registry.prune import pruned_at
+from ev_platform.registry.similarity import trained_vectors
 from ev_platform.registry.versions import resolve, template_fingerprint
-from ev_platform.retrieval import Hit, Retriever
+from ev_platform.retrieval import Hit, Retriever, embed, is_too_far
 from ev_platform.storage import Store
-from ev_platform.tasks import Task
+from ev_platform.tasks import NO_ANSWER, Task
 from ev_platform.tasks.types import TaskType, get_task_type
 
 
@@ -41,6 +43,20 @@ class SourceChunk:
     fetched_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """What is known about a question before it is answered.
+
+    Attributes:
+        hits: Passages to answer from, best first; none where the model needs none.
+        similarity: Cosine of the question and the nearest one that the model was trained on, -1 to 1; None where there
+            is none to compare with.
+    """
+
+    hits: list[Hit]
+    similarity: float | None
+
+
 @dataclass(frozen=True)
 class Release:
     """A loaded version, ready to answer.
@@ -55,6 +71,10 @@ class Release:
         top_k: Passages in a prompt.
         max_new_tokens: Longest answer.
         has_retrieval: Whether it answers from passages: retrieved ones, or those that a question brings.
+        min_score: Cosine of question and nearest retrieved passage below which it abstains; None: never by score.
+        no_answer: What it says where it abstains.
+        labels: Of a classification task; empty elsewhere.
+        trained_vectors: Unit vectors of questions that it was trained on, one row each; None where there are none.
     """
 
     model_version: str
@@ -66,6 +86,28 @@ class Release:
     top_k: int
     max_new_tokens: int
     has_retrieval: bool = False
+    min_score: float | None = None
+    no_answer: str = NO_ANSWER
+    labels: tuple[str, ...] = ()
+    trained_vectors: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    def look_up(self, question: str) -> LookUp:
+        """Return what a question is answered from, and how near it is to what was trained on; embeds it once."""
+        if self.trained_vectors is None or not len(self.trained_vectors):
+            return LookUp(self.retrieve(question), None)
+        vectors = embed([question])
+        hits: list[Hit] = []
+        if self.retriever is not None:
+            (hits,) = self.retriever.search([question], self.top_k, vectors=vectors)
+        # Beyond five digits a product hangs on the machine.
+        return LookUp(hits, round(float((self.trained_vectors @ vectors[0]).max()), 5))
+
+    def abstains(self, hits: Sequence[Hit]) -> bool:
+        """Return whether no retrieved passage is near enough, so that the answer is `no_answer`.
+
+        It is not asked about a question that brings its own passage.
+        """
+        return self.retriever is not None and is_too_far(hits, self.min_score)
 
     def retrieve(self, question: str) -> list[Hit]:
         """Return the passages that a question is answered from, best first; none where the model needs none."""
@@ -153,6 +195,8 @@ def load_release(store: Store, task: Task, name: str | None = None, needs_corpus
     """
     row = resolve(store, task.name, name)
     folder, task_type, settings = checked_settings(store, task.name, row)
+    if "labels" not in settings:  # registered when nothing abstained by score
+        settings |= {"min_score": None, "no_answer": task.config.no_answer, "labels": list(task.classes)}
     chunks = store.read("chunks", task.name, row["chunks_version"])
     retriever = None
     if settings["has_retrieval"] and not chunks.is_empty():
@@ -172,6 +216,10 @@ def load_release(store: Store, task: Task, name: str | None = None, needs_corpus
         top_k=settings["top_k"],
         max_new_tokens=settings["max_new_tokens"],
         has_retrieval=settings["has_retrieval"],
+        min_score=settings["min_score"],
+        no_answer=settings["no_answer"],
+        labels=tuple(settings["labels"]),
+        trained_vectors=trained_vectors(store, task.name, row),
     )
 
 

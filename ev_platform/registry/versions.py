@@ -30,13 +30,14 @@ OWN = ("serving_model_id", "chunks_fingerprint", "serving")
 VERY_SAME = (*OWN, "template_fingerprint", "code")
 
 
-def serving_settings(task: Task, verdict: str) -> dict[str, Any]:
+def serving_settings(task: Task, verdict: str, min_score: float | None = None) -> dict[str, Any]:
     """Return what decides an answer beside weights, passages and template; a version keeps it as it was evaluated.
 
     Args:
         task: The evaluated task.
         verdict: See `evaluation.statistics`. It says whether the model answers from passages; without a system to ship,
             the model is given them if it was trained with them.
+        min_score: Cosine of a question and the nearest passage below which it abstains; None: never by score.
     """
     task_type = get_task_type(task.config.type)
     return {
@@ -46,6 +47,9 @@ def serving_settings(task: Task, verdict: str) -> dict[str, Any]:
         "top_k": task.config.retrieval.top_k,
         "candidates": task.config.retrieval.candidates,
         "max_new_tokens": task.config.evaluation.max_new_tokens,
+        "min_score": min_score,
+        "no_answer": task.config.no_answer,
+        "labels": list(task.classes),
     }
 
 
@@ -68,7 +72,7 @@ def answering_code(task_type: TaskType) -> str:
     return code_version(encoder, engine, pooling, prompting, retrieval, sys.modules[type(task_type).__module__])
 
 
-def answering_now(task: Task, model: Path) -> dict[str, str]:
+def answering_now(task: Task, model: Path, min_score: float | None = None) -> dict[str, str]:
     """Return what decides an answer beside weights and passages, as far as it is known before the evaluation.
 
     Whether passages are given is not: it follows from the verdict.
@@ -76,13 +80,14 @@ def answering_now(task: Task, model: Path) -> dict[str, str]:
     Args:
         task: The task as it is configured.
         model: Folder of the model at hand.
+        min_score: See `serving_settings`.
 
     Returns:
         Columns of `registered_model`; `serving` without `has_retrieval`.
     """
     task_type = get_task_type(task.config.type)
     return {
-        "serving": _before_verdict(json.dumps(serving_settings(task, ""))),
+        "serving": _before_verdict(json.dumps(serving_settings(task, "", min_score))),
         "template_fingerprint": template_fingerprint(model, task_type),
         "code": answering_code(task_type),
     }

@@ -21,6 +21,7 @@ from ev_platform.errors import UserError
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 Model = TypeVar("Model", bound=BaseModel)
 Fraction = Annotated[float, Field(ge=0, le=1)]
+NO_ANSWER = "The passages do not say."
 
 
 class _Strict(BaseModel):
@@ -391,7 +392,7 @@ class TaskConfig(_Strict):
     type: str = "open_book_qa"
     columns: Columns = Columns()
     files: Files = Files()
-    no_answer: str = Field(default="The passages do not say.", min_length=1)
+    no_answer: str = Field(default=NO_ANSWER, min_length=1)
     recipe: str = "smollm2-135m-cpu"
     base_model: str | None = None
     sweep: SweepConfig | None = None
