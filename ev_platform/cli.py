@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from ev_platform.cli_dataset import dataset_app
+from ev_platform.cli_keys import keys_app
 from ev_platform.cli_models import models_app
 from ev_platform.cli_report import report
 from ev_platform.settings import get_settings
@@ -24,9 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A domain small-language-model factory: sources in, a traced, evaluated and served model out.\n\n"
     "Example: `ev-platform run --task ev_charging`",
-)
-keys_app = typer.Typer(
-    no_args_is_help=True, help="API keys of the endpoint.\n\nExample: `ev-platform keys create laptop`"
 )
 task_app = typer.Typer(
     no_args_is_help=True,
@@ -234,47 +231,6 @@ def task_check(
             console.print(escape(said), soft_wrap=True, highlight=False)
     if not report.is_ok:
         raise typer.Exit(1)
-
-
-@keys_app.command("create")
-@plain_errors
-def keys_create(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
-    """Make a key and print it; it is not stored and cannot be shown again.
-
-    Example: `ev-platform keys create laptop`
-    """
-    from ev_platform.serving.keys import create_key
-
-    # The bare key on stdout, so that it can be captured: KEY=$(ev-platform keys create laptop)
-    sys.stdout.write(create_key(get_settings().data_root, name) + "\n")
-
-
-@keys_app.command("list")
-@plain_errors
-def keys_list() -> None:
-    """List keys, without their secrets.
-
-    Example: `ev-platform keys list`
-    """
-    from ev_platform.serving.keys import list_keys
-
-    table = Table("id", "name", "created", "revoked")
-    for info in list_keys(get_settings().data_root):
-        revoked = f"{info.revoked_at:%Y-%m-%d %H:%M}" if info.revoked_at else ""
-        table.add_row(info.key_id, info.name, f"{info.created_at:%Y-%m-%d %H:%M}", revoked)
-    console.print(table)
-
-
-@keys_app.command("revoke")
-@plain_errors
-def keys_revoke(key_id: Annotated[str, typer.Argument(help="Id, as `keys list` shows it.")]) -> None:
-    """Revoke a key; a running endpoint refuses it from then on.
-
-    Example: `ev-platform keys revoke 1f2e3d4c`
-    """
-    from ev_platform.serving.keys import revoke_key
-
-    console.print(f"Revoked {revoke_key(get_settings().data_root, key_id).name}.")
 
 
 def _print_scores(task: str) -> None:

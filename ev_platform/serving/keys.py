@@ -111,7 +111,7 @@ def create_key(
     root: Path,
     name: str,
     *,
-    scopes: Collection[Scope] = DEFAULT_SCOPES,
+    scopes: Collection[str] = DEFAULT_SCOPES,
     expires_at: datetime | None = None,
     limits: KeyLimits | None = None,
 ) -> str:
@@ -125,12 +125,13 @@ def create_key(
         limits: What it may use; the defaults of `KeyLimits` where None.
 
     Raises:
-        UserError: If the name is not 1 to 64 printable characters, there is no scope, or it would be born expired.
+        UserError: If the name is not 1 to 64 printable characters, there is no such scope, or it would be born expired.
     """
     if not name.strip() or len(name) > 64 or not name.isprintable():
         raise UserError(f"The key's name {name[:80]!r} must be 1 to 64 printable characters: say who will use it.")
-    if not scopes:
-        raise UserError(f"A key without a scope could do nothing: give it one or more of {', '.join(SCOPES)}.")
+    if not scopes or set(scopes) - set(SCOPES):
+        named = ", ".join(scopes)[:80]
+        raise UserError(f"The key's scopes ({named!r}) must be one or more of {', '.join(SCOPES)}.")
     made_at = now()
     if expires_at is not None and expires_at <= made_at:
         raise UserError(f"The key would expire at {expires_at:%Y-%m-%d %H:%M} UTC, which is past: choose a later time.")
