@@ -59,6 +59,7 @@ from ev_platform.records.scores import (
     RetrievalScore,
     SeedScore,
 )
+from ev_platform.records.serving import Feedback, ServedRequest
 
 TABLES: dict[str, type] = {
     "raw_pages": RawBody,
@@ -105,6 +106,12 @@ TABLES: dict[str, type] = {
     "published_models": Publication,
     "question_drift": QuestionDrift,
 }
+# Not materialized by the graph but appended while serving (`serving.journal`).
+SERVED: dict[str, type] = {"requests": ServedRequest, "feedback": Feedback}
+
+
+def _row_class(table: str) -> type:
+    return SERVED[table] if table in SERVED else TABLES[table]
 
 
 @cache
@@ -112,11 +119,11 @@ def schema_of(table: str) -> pl.Schema:
     """Return the polars schema of a table.
 
     Raises:
-        KeyError: If no such table is declared in `TABLES`.
+        KeyError: If no such table is declared in `TABLES` or `SERVED`.
         TypeError: If a column's annotation has no polars type.
     """
     columns = {}
-    hints = typing.get_type_hints(TABLES[table])
+    hints = typing.get_type_hints(_row_class(table))
     for name, hint in hints.items():
         if isinstance(hint, types.UnionType):
             (hint,) = [part for part in hint.__args__ if part is not type(None)]
@@ -128,12 +135,12 @@ def schema_of(table: str) -> pl.Schema:
 
 def stable_columns(table: str) -> list[str]:
     """Return the columns of a table that its fingerprint covers."""
-    hints = typing.get_type_hints(TABLES[table], include_extras=True)
+    hints = typing.get_type_hints(_row_class(table), include_extras=True)
     return [name for name, hint in hints.items() if VOLATILE not in getattr(hint, "__metadata__", ())]
 
 
 def to_frame(table: str, rows: typing.Iterable[Any]) -> pl.DataFrame:
     """Build a table's frame from its row objects; an empty iterable gives the empty frame of that schema."""
-    columns = [f.name for f in dataclasses.fields(TABLES[table])]
+    columns = [f.name for f in dataclasses.fields(_row_class(table))]
     data = [[getattr(row, name) for name in columns] for row in rows]
     return pl.DataFrame(data, schema=schema_of(table), orient="row")
