@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ev_platform.cli_vllm import models_vllm
 from ev_platform.errors import UserError
 from ev_platform.settings import get_settings
 from ev_platform.tasks import get_task
@@ -26,6 +27,7 @@ models_app = typer.Typer(
     no_args_is_help=True,
     help="Models: versions, promotion, exports, card, publication.\n\nExample: `ev-platform models list`",
 )
+models_app.command("vllm")(models_vllm)
 ReasonOption = Annotated[str, typer.Option(help="Why; it is recorded with the decision.")]
 # What a list and a comparison have room for; `eval_report` has every score.
 _SHOWN = ("accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "latency_ms_p50")
