@@ -1,10 +1,40 @@
+import json
 import os
 import threading
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ev_platform.errors import UserError
-from ev_platform.serving.keys import create_key, list_keys, revoke_key, verify
+from ev_platform.serving import keys as keys_module
+from ev_platform.serving.keys import (
+    UNLIMITED,
+    KeyInfo,
+    KeyLimits,
+    change_limits,
+    create_key,
+    has_live_key,
+    list_keys,
+    revoke_key,
+    to_limits,
+    verify,
+)
+from ev_platform.storage import now
+
+# As `create_key` wrote it before keys had scopes, an expiry and limits.
+OLD_KEY = "ev_5b4c9a1e_" + "s" * 43
+OLD_FILE = [
+    {
+        "key_id": "5b4c9a1e",
+        "name": "laptop",
+        "salt": "00112233445566778899aabbccddeeff",
+        "secret_hash": "7e742116ad39b270aea620e0bd77373fecb78ac48b5f393a0a32ad3f5c397210",
+        "created_at": "2026-11-01T08:00:00Z",
+        "revoked_at": None,
+    }
+]
 
 
 def test_key_just_made_is_accepted_under_its_name(tmp_path):
@@ -99,3 +129,115 @@ def test_damaged_file_is_told_without_quoting_it(tmp_path):
     with pytest.raises(UserError, match="damaged") as caught:
         list_keys(tmp_path)
     assert digest not in str(caught.value)
+
+
+def test_file_of_before_scopes_keeps_working_with_defaults(tmp_path):
+    file = tmp_path / "keys.json"
+    file.write_text(json.dumps(OLD_FILE))
+    info = verify(tmp_path, OLD_KEY)
+    assert info is not None
+    assert (info.scopes, info.expires_at, info.limits) == (("query", "feedback"), None, KeyLimits())
+    create_key(tmp_path, "phone")
+    assert verify(tmp_path, OLD_KEY) == info
+
+
+@pytest.mark.parametrize(
+    ("scopes", "may"),
+    [
+        (("query",), {"query"}),
+        (("query", "feedback"), {"query", "feedback"}),
+        (("feedback", "feedback"), {"feedback"}),
+        (("admin",), {"query", "feedback", "admin"}),
+    ],
+)
+def test_key_may_what_its_scopes_say_and_admin_everything(tmp_path, scopes, may):
+    info = verify(tmp_path, create_key(tmp_path, "a", scopes=scopes))
+    assert {scope for scope in keys_module.SCOPES if info.may(scope)} == may
+    assert {scope for scope in keys_module.SCOPES if has_live_key(tmp_path, scope)} == may
+
+
+@pytest.mark.parametrize("scopes", [(), ("root",), ("query", "Admin")])
+def test_scope_that_there_is_not_is_refused(tmp_path, scopes):
+    with pytest.raises(UserError, match="must be one or more of query, feedback, admin"):
+        create_key(tmp_path, "a", scopes=scopes)
+    assert list_keys(tmp_path) == []
+
+
+def test_key_born_expired_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is past: choose a later time"):
+        create_key(tmp_path, "a", expires_at=now() - timedelta(seconds=1))
+
+
+def test_key_expires_while_it_is_in_use(tmp_path):
+    key = create_key(tmp_path, "guest", expires_at=now() + timedelta(milliseconds=300))
+    assert verify(tmp_path, key) is not None
+    assert has_live_key(tmp_path, "query")
+    threading.Event().wait(0.31)
+    assert verify(tmp_path, key) is None
+    assert not has_live_key(tmp_path, "query")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.datetimes(timezones=st.just(UTC)), st.none() | st.datetimes(timezones=st.just(UTC)), st.booleans())
+def test_key_is_live_until_the_moment_it_expires_and_never_once_revoked(at, expires_at, is_revoked):
+    info = KeyInfo.model_validate(
+        {
+            **OLD_FILE[0],
+            "secret_hash": "0" * 64,
+            "revoked_at": datetime(2026, 1, 1, tzinfo=UTC) if is_revoked else None,
+            "expires_at": expires_at,
+        }
+    )
+    assert info.is_live(at) is (not is_revoked and (expires_at is None or at < expires_at))
+
+
+def test_there_is_no_live_key_without_file_nor_when_all_are_revoked(tmp_path):
+    assert not has_live_key(tmp_path, "query")
+    revoke_key(tmp_path, create_key(tmp_path, "lost", scopes=("admin",))[3:11])
+    assert not has_live_key(tmp_path, "query")
+
+
+def test_limits_that_are_named_change_and_the_others_stay(tmp_path):
+    key = create_key(tmp_path, "a", limits=to_limits({"requests_per_minute": 7}))
+    change_limits(tmp_path, key[3:11], {"tokens_per_day": 5, "concurrent_requests": None})
+    assert verify(tmp_path, key).limits == KeyLimits(requests_per_minute=7, concurrent_requests=None, tokens_per_day=5)
+
+
+def test_limits_of_an_unknown_id_cannot_be_changed(tmp_path):
+    with pytest.raises(UserError, match="no key with the id 'ffffffff'"):
+        change_limits(tmp_path, "ffffffff", {"tokens_per_day": 5})
+
+
+@pytest.mark.parametrize(("name", "value"), [("requests_per_minute", 0), ("tokens_per_day", -1), ("tokens", 5)])
+def test_limit_that_cannot_be_is_named_and_changes_nothing(tmp_path, name, value):
+    key = create_key(tmp_path, "a", limits=UNLIMITED)
+    with pytest.raises(UserError, match=f"limit {name} = {value} cannot be"):
+        change_limits(tmp_path, key[3:11], {name: value})
+    assert verify(tmp_path, key).limits == UNLIMITED
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_wrong_secret_is_hashed_whether_its_id_is_known_or_not(tmp_path, monkeypatch, is_known):
+    key = create_key(tmp_path, "a")
+    hashed = []
+    one_hash = keys_module._hash
+    monkeypatch.setattr(keys_module, "_hash", lambda *args: hashed.append(args) or one_hash(*args))
+    assert verify(tmp_path, f"ev_{key[3:11] if is_known else '00000000'}_{'x' * 43}") is None
+    assert len(hashed) == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[{}]", "\x00", '[{"key_id": "a"}]', json.dumps(OLD_FILE).replace("7e742116", "\u00e9" * 8)]
+)
+def test_damaged_file_is_one_sentence_and_no_other_error(tmp_path, content):
+    (tmp_path / "keys.json").write_text(content)
+    for call in (list_keys, lambda root: verify(root, OLD_KEY), lambda root: create_key(root, "a")):
+        with pytest.raises(UserError, match="damaged"):
+            call(tmp_path)
+    assert (tmp_path / "keys.json").read_text() == content
+
+
+def test_file_that_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "keys.json").mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        verify(tmp_path, OLD_KEY)
