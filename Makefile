@@ -48,7 +48,7 @@ dev: install
 	$(BIN)/ev-platform dev
 
 serve: install
-	@key=$$($(BIN)/ev-platform keys create make-serve) && echo "API key (shown once): $$key"
+	@key=$$($(BIN)/ev-platform keys create make-serve --expires 30d) && echo "API key (shown once, valid for 30 days): $$key"
 	$(BIN)/ev-platform serve
 
 lint: install

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +14,8 @@ from ev_platform.settings import get_settings
 
 TASK = "ev_charging"
 QUESTION = "How much power does a 48 A J3400 station give at 277 V?"
-TIMEOUT_S = 60
+TIMEOUT_S = 120
+KEY_DAYS = 30
 
 
 def run_demo(console: Console, port: int) -> None:
@@ -26,13 +28,14 @@ def run_demo(console: Console, port: int) -> None:
     from ev_platform.evaluation.report import print_table
     from ev_platform.flows.weekly import materialize_graph
     from ev_platform.registry import read_aliases
-    from ev_platform.serving.keys import create_key, revoke_key
-    from ev_platform.serving.run import check_address, serving
-    from ev_platform.storage import Store
+    from ev_platform.serving.keys import create_key
+    from ev_platform.serving.run import Endpoint, serving
+    from ev_platform.storage import Store, now
 
     settings = get_settings()
     store = Store(settings.data_root)
-    check_address(settings.host, port)  # told now, not after ten minutes of work
+    endpoint = Endpoint(settings.host, port, settings.tls_certificate, settings.tls_key)
+    endpoint.check()  # told now, not after ten minutes of work
     console.rule("1  sources → corpus → dataset → training → evaluation → registry")
     result = materialize_graph(task_name=TASK)
     console.print(f"Computed: {', '.join(result.computed) or 'nothing, no change'}", soft_wrap=True)
@@ -46,35 +49,39 @@ def run_demo(console: Console, port: int) -> None:
     if alias == "candidate":
         console.print("[yellow]There is no champion: the demo serves the candidate, to show the endpoint.[/]")
     console.rule("3  served, asked over HTTP")
-    key = create_key(settings.data_root, "demo")
-    try:
-        with serving(
-            TASK,
-            data_root=settings.data_root,
-            tasks_dir=settings.tasks_root,
-            release_name=alias,
-            host=settings.host,
-            port=port,
-        ) as url:
-            print_answer(console, QUESTION, ask_endpoint(url, key, QUESTION))
-    finally:
-        # The demo's key was never shown; it ends with the demo.
-        revoke_key(settings.data_root, key.split("_")[1])
+    key = create_key(settings.data_root, "demo", expires_at=now() + timedelta(days=KEY_DAYS))
+    with serving(
+        [TASK if alias == "champion" else f"{TASK}@{alias}"],
+        data_root=settings.data_root,
+        tasks_dir=settings.tasks_root,
+        endpoint=endpoint,
+        config=settings.serving,
+    ) as url:
+        print_answer(console, QUESTION, ask_endpoint(url, key, QUESTION))
     console.rule("where to go next")
+    # Printed here and nowhere else: only its hash is stored.
+    console.print(f"API key (shown once, valid for {KEY_DAYS} days): {key}", soft_wrap=True, highlight=False)
+    served = f" {TASK}@{alias}" if alias != "champion" else ""
     console.print(
+        f"endpoint  .venv/bin/ev-platform serve{served}, then the chat page at {endpoint.url}, or in another shell\n"
+        "          EV_API_KEY=... .venv/bin/ev-platform ask 'What is Plug & Charge?'\n"
         "UI        make dev, then http://127.0.0.1:3000 (assets, plots, checks)\n"
         "query     .venv/bin/ev-platform query 'FROM model_sources', or any DuckDB client on\n"
         f"          {store.catalogue}\n"
-        f"report    {store.root / 'reports' / TASK}.html\n"
-        "endpoint  make serve prints a key and serves on http://127.0.0.1:8000; then in another shell\n"
-        "          EV_API_KEY=... .venv/bin/ev-platform ask 'What is Plug & Charge?'",
+        f"report    {store.root / 'reports' / TASK}.html",
         soft_wrap=True,
         highlight=False,
     )
 
 
-def ask_endpoint(url: str, key: str, question: str) -> dict[str, Any]:
-    """Post a question to `/v1/chat/completions` and return the reply.
+def ask_endpoint(url: str, key: str, question: str, model: str | None = None) -> dict[str, Any]:
+    """Post a question to `/v1/chat/completions`, which every task answers at, and return the reply.
+
+    Args:
+        url: Of the endpoint.
+        key: API key.
+        question: The question, or a text to label.
+        model: What to ask; the endpoint's first model where None.
 
     Raises:
         UserError: If the endpoint is not there or refuses.
@@ -85,7 +92,7 @@ def ask_endpoint(url: str, key: str, question: str) -> dict[str, Any]:
         reply = httpx.post(
             f"{url.rstrip('/')}/v1/chat/completions",
             headers={"Authorization": f"Bearer {key}"},
-            json={"messages": [{"role": "user", "content": question}]},
+            json={"messages": [{"role": "user", "content": question}], "model": model},
             timeout=TIMEOUT_S,
         )
     except httpx.HTTPError as error:

@@ -1,39 +1,200 @@
-"""The Ray Serve deployment around `api`. Only it and `run` import ray.
+"""The Ray Serve application: one gateway that speaks HTTP, and one deployment for each served model.
 
-A replica loads its release itself, from names and paths, so that no weights travel. What does not belong here: the
-cluster (`run`), loading and swapping (`live`).
+Only it and `run` import ray. What does not belong here: routes (`api`), what a request must pass (`gate`), answering
+(`worker`), loading and swapping (`live`), the cluster (`run`), the proxy's own answers (`front`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
 
 from ev_platform.serving.api import create_api
-from ev_platform.serving.live import Loader, open_release
-from ev_platform.serving.worker import MAX_PENDING
+from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.exchange import Ask, Delta, Described, Found, Reply
+from ev_platform.serving.live import LiveRelease, Loader, open_release
+from ev_platform.serving.schemas import ApiError
+from ev_platform.serving.worker import too_late
+
+DESCRIBED_FOR_S = 1.0
+# A replica that dies takes its questions along, but nothing of their answers has been told yet: they are put to another
+# one. Where there is no other, the call itself waits until the dead one is back; the pauses are for the moment in which
+# nobody has noticed yet that it is dead.
+PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
+
+_log = logging.getLogger(__name__)
 
 
-# A replica refuses beyond `MAX_PENDING` by itself, in OpenAI's error form. Serve's own bounds stand outside of that and
-# answer a plain 503.
 @serve.deployment(
-    max_ongoing_requests=4 * MAX_PENDING,
-    max_queued_requests=4 * MAX_PENDING,
     max_constructor_retry_count=1,  # what cannot be loaded now cannot be loaded in a second either
+    health_check_period_s=2,  # how long it takes at most until a dead replica is replaced
+    health_check_timeout_s=60,  # a machine that is busy loading is no dead replica
 )
-@serve.ingress()
 class ModelServer:
-    """One replica: one release in memory, and its HTTP application.
+    """One replica of one served model: a release in memory, which follows its alias by itself.
 
-    Several replicas that were started for an alias follow it each by itself.
+    A refusal is a return value, not an exception: Serve would log that with a traceback.
     """
 
-    def __init__(
-        self, load: Loader, data_root: Path, tasks_dir: Path, task_name: str, release_name: str | None
-    ) -> None:
-        self._api = create_api(open_release(load, data_root, tasks_dir, task_name, release_name), data_root)
+    async def __init__(self, load: Loader, data_root: Path, tasks_dir: Path, model: str, config: ServingConfig) -> None:
+        self._model = model
+        self._live: LiveRelease = await open_release(load, data_root, tasks_dir, model, config)
+        self._following = asyncio.create_task(self._live.follow())
+
+    async def describe(self) -> Described:
+        """Say what it serves now."""
+        return self._live.worker.describe(self._model)
+
+    async def answer(self, ask: Ask) -> Reply | ApiError:
+        """Answer."""
+        try:
+            return await self._live.worker.answer(ask)
+        except ApiError as error:
+            return error.with_traceback(None)
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Found | Delta | Reply | ApiError]:
+        """Answer piece by piece; a refusal is the last piece."""
+        async with contextlib.aclosing(self._live.worker.stream(ask)) as events:
+            try:
+                async for event in events:
+                    yield event
+            except ApiError as error:
+                yield error.with_traceback(None)
+
+
+class RayBackend:
+    """An `exchange.Backend` over deployments.
+
+    Args:
+        handles: Name under which a model is asked for, to its deployment.
+        config: Limits.
+    """
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle], config: ServingConfig):
+        self.models = tuple(handles)
+        self._config = config
+        self._handles = dict(handles)
+        self._streams = {model: handle.options(stream=True) for model, handle in handles.items()}
+        self._described: dict[str, tuple[float, Described]] = {}
+        self._describing = {model: asyncio.Lock() for model in handles}
+
+    async def describe(self, model: str) -> Described:
+        """Say what stands behind a name, or stood a second ago.
+
+        Raises:
+            ApiError: 503 or 504 where no replica tells.
+        """
+        async with self._describing[model]:
+            known = self._described.get(model)
+            if known is None or time.monotonic() - known[0] > DESCRIBED_FOR_S:
+                known = time.monotonic(), await self._call(model, "describe")
+                self._described[model] = known
+            return known[1]
+
+    async def answer(self, model: str, ask: Ask) -> Reply:
+        """Answer; if the replica dies meanwhile, another one is asked.
+
+        Raises:
+            ApiError: What the replica refused with, 503 where no replica can be reached, 504 after `request_timeout_s`.
+        """
+        return await self._call(model, "answer", ask)
+
+    async def stream(self, model: str, ask: Ask) -> AsyncGenerator[Found | Delta | Reply]:
+        """Answer piece by piece; if the replica dies before the first piece, another one is asked.
+
+        Raises:
+            ApiError: As `answer`; 503 (`interrupted`) where the replica died after the first piece.
+        """
+        deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
+        for pause_s in PAUSES_S:
+            events = self._streams[model].stream.remote(ask)
+            has_begun = is_over = False
+            try:
+                while not is_over:
+                    async with asyncio.timeout_at(deadline):
+                        event = await anext(events, None)
+                    if isinstance(event, ApiError):
+                        is_over = True
+                        raise event
+                    if event is None:
+                        return
+                    has_begun = True
+                    yield event
+            except RayActorError:
+                is_over = True
+                if has_begun:
+                    raise ApiError(
+                        503, "The answer was interrupted: ask again.", "interrupted", retry_after_s=1
+                    ) from None
+            except BackPressureError:
+                is_over = True
+                raise _overloaded() from None
+            except TimeoutError:
+                raise too_late(self._config) from None
+            finally:
+                if not is_over:
+                    events.cancel()
+            _log.warning("A replica of %s died; request %s is put to another one.", model, ask.request_id)
+            await asyncio.sleep(pause_s)
+        raise _unreachable()
+
+    async def _call(self, model: str, method: str, *arguments: Any) -> Any:
+        try:
+            async with asyncio.timeout(self._config.request_timeout_s):
+                for pause_s in PAUSES_S:
+                    response = getattr(self._handles[model], method).remote(*arguments)
+                    try:
+                        result = await response
+                    except asyncio.CancelledError:
+                        response.cancel()
+                        raise
+                    except RayActorError:
+                        _log.warning("A replica of %s died; another one is asked to %s.", model, method)
+                        await asyncio.sleep(pause_s)
+                        continue
+                    if isinstance(result, ApiError):
+                        raise result
+                    return result
+        except BackPressureError:
+            raise _overloaded() from None
+        except TimeoutError:
+            raise too_late(self._config) from None
+        raise _unreachable()
+
+
+@serve.deployment(
+    # The gate bounds what each key may do at once; here nothing waits that could be refused in OpenAI's form.
+    max_ongoing_requests=10_000,
+    max_constructor_retry_count=1,
+    health_check_period_s=2,
+    health_check_timeout_s=60,
+    ray_actor_options={"num_cpus": 0},
+)
+@serve.ingress()
+class Gateway:
+    """The one process that speaks HTTP, counts what keys use and writes the request log."""
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle], data_root: Path, config: ServingConfig) -> None:
+        self._api = create_api(RayBackend(handles, config), data_root, config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api
+
+
+def _overloaded() -> ApiError:
+    return ApiError(503, "Too many questions are waiting: try again in a second.", "overloaded", retry_after_s=1)
+
+
+def _unreachable() -> ApiError:
+    return ApiError(503, "The model is being started anew: try again in some seconds.", "unavailable", retry_after_s=5)

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ev_platform.errors import UserError
-from ev_platform.serving.schemas import ApiError
-from ev_platform.serving.worker import Worker, answer_question
+from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.worker import Worker
 
 if TYPE_CHECKING:
     from ev_platform.registry import Release
@@ -26,13 +28,33 @@ if TYPE_CHECKING:
 
 # A look is one stat of one file, some 20 microseconds; a promotion may well take a second to be seen.
 POLL_S = 1.0
+# A version that could not be taken is tried again after so long, then after twice as long, and so on: its files may
+# have been put right, or the memory that it lacked be free again.
+RETRY_S = 5.0
+LONGEST_RETRY_S = 300.0
 
-_WARM_UP = "What can you tell me?"
 _NEVER = object()
 _log = logging.getLogger(__name__)
 
 # From the data folder, the folder of task folders, the task and an alias or a version to what answers.
 Loader = Callable[[Path, Path, str, str], "Release"]
+
+
+def split_model(model: str) -> tuple[str, str]:
+    """Return the task of a served model, and the alias or the version: `ev_charging` is its champion.
+
+    Args:
+        model: `TASK`, `TASK@ALIAS` or `TASK@NUMBER`.
+
+    Raises:
+        UserError: If it is none of them.
+    """
+    task, mark, name = model.partition("@")
+    if not task or (mark and not name):
+        raise UserError(f"{model!r} names no model: write TASK, TASK@ALIAS or TASK@NUMBER, such as ev_charging@3.")
+    if name.isdecimal():
+        return task, model
+    return task, name or "champion"
 
 
 def load_from_registry(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:
@@ -45,7 +67,9 @@ def load_from_registry(data_root: Path, tasks_dir: Path, task_name: str, name: s
     from ev_platform.storage import Store
     from ev_platform.tasks import get_task
 
-    return load_release(Store(data_root), get_task(task_name, tasks_dir), name)
+    task = get_task(task_name, tasks_dir)
+    # Questions of an extractive task may bring their passage; all others need something to search.
+    return load_release(Store(data_root), task, name, needs_corpus=task.config.type != "extractive_qa")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,28 +112,33 @@ class Alias:
         return stat.st_ino, stat.st_mtime_ns, stat.st_size  # every write makes a new file
 
 
-def open_release(
-    load: Loader, data_root: Path, tasks_dir: Path, task_name: str, release_name: str | None
+async def open_release(
+    load: Loader, data_root: Path, tasks_dir: Path, model: str, config: ServingConfig
 ) -> LiveRelease:
-    """Load what a server is started for.
+    """Load what a server is started for, and try it out.
 
     Args:
         load: How.
         data_root: Data folder.
         tasks_dir: Folder of task folders.
-        task_name: Task.
-        release_name: An alias, which is followed from then on, or a version (`ev_charging@3`), which is kept; None is
-            the champion.
+        model: See `split_model`; an alias is followed from then on, a version kept.
+        config: Limits.
 
     Raises:
         UserError: If it cannot be loaded.
     """
     from ev_platform.storage import Store
 
-    name = release_name or "champion"
-    load_version = partial(load, data_root, tasks_dir, task_name)
-    alias = None if "@" in name else Alias(name, Store(data_root), task_name, load_version)
-    return LiveRelease(load_version(name), alias)
+    task, name = split_model(model)
+    load_version = partial(load, data_root, tasks_dir, task)
+    alias = None if "@" in name else Alias(name, Store(data_root), task, load_version)
+    live = LiveRelease(await asyncio.to_thread(load_version, name), alias, config)
+    try:
+        await live.worker.try_out()
+    except BaseException:
+        live.close()
+        raise
+    return live
 
 
 class LiveRelease:
@@ -121,60 +150,63 @@ class LiveRelease:
     Args:
         release: What answers first.
         alias: What to follow; None for a server of one version, which never swaps.
+        config: Limits of its workers.
 
     Attributes:
         worker: Read anew for each question, and used before anything is awaited.
         alias: See above.
     """
 
-    def __init__(self, release: Release, alias: Alias | None = None):
-        self.worker = Worker(release)
+    def __init__(self, release: Release, alias: Alias | None = None, config: ServingConfig | None = None):
+        self._config = config or ServingConfig()
+        self.worker = Worker(release, self._config)
         self.alias = alias
         self._seen: object = _NEVER
+        self._retry_at = math.inf
+        self._pause_s = RETRY_S
 
     async def follow(self) -> None:
-        """Swap whenever the alias names another version that can be loaded; runs until it is cancelled.
+        """Swap whenever the alias names another version that can be loaded and answers; runs until it is cancelled.
 
-        Loading and warming up happen in a thread, the swap on the event loop that serves the questions.
+        Loading and warming up happen beside, in threads; the swap on the event loop that serves the questions.
         """
         while self.alias is not None:
             # No local name here may hold a release: it would outlive the swap.
-            has_swapped = self._swap_in(await asyncio.to_thread(self._load_if_moved, self.alias))
+            has_swapped = await self._swap_if_moved(self.alias)
             await asyncio.sleep(POLL_S)
             if has_swapped:
                 await asyncio.to_thread(_give_memory_back)
 
-    def _swap_in(self, release: Release | None) -> bool:
-        if release is None:
-            return False
-        old, self.worker = self.worker, Worker(release)
-        old.retire()
-        _log.info("%s answers from now on, in the place of %s.", release.model_version, old.release.model_version)
-        return True
-
-    def _load_if_moved(self, alias: Alias) -> Release | None:
-        """Return the release that the alias names, loaded and tried out; None where there is nothing to swap.
-
-        A version that cannot be loaded is tried again only when the aliases are written anew.
-        """
+    async def _swap_if_moved(self, alias: Alias) -> bool:
         stamp = alias.stamp()
-        if stamp == self._seen:
-            return None
-        self._seen = stamp
+        if stamp == self._seen and time.monotonic() < self._retry_at:
+            return False
+        if stamp != self._seen:
+            self._seen, self._pause_s = stamp, RETRY_S
+        self._retry_at = math.inf
         current = self.worker.release.model_version
         try:
-            version = alias.version()
+            version = await asyncio.to_thread(alias.version)
             if version == current:
-                return None
-            release = alias.load(version)
-            answer_question(release, _WARM_UP, release.max_new_tokens, 0.0, 0)
-        except (UserError, ApiError) as error:
+                return False
+            worker = Worker(await asyncio.to_thread(alias.load, version), self._config)
+            try:
+                await worker.try_out()
+            except BaseException:
+                worker.close()
+                raise
+        except UserError as error:
             _log.error("The %s moved, but %s goes on answering: %s", alias.name, current, error)
         except Exception:
             _log.exception("The %s moved, but %s goes on answering, since loading failed:", alias.name, current)
         else:
-            return release
-        return None
+            old, self.worker = self.worker, worker
+            old.retire()
+            _log.info("%s answers from now on, in the place of %s.", version, current)
+            return True
+        self._retry_at = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_RETRY_S)
+        return False
 
     def close(self) -> None:
         """Drop what waits."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,10 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from ev_platform.errors import UserError
 from ev_platform.serving.api import create_api
-from ev_platform.serving.keys import create_key, revoke_key
+from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.keys import UNLIMITED, create_key
+from ev_platform.serving.live import LiveRelease
+from ev_platform.serving.worker import LocalBackend
 
 if TYPE_CHECKING:
     import httpx
@@ -31,14 +36,14 @@ _START_TIMEOUT_S = 30
 _STOP_TIMEOUT_S = 5
 
 
-def replay(release: Release, data_root: Path, questions: Sequence[str], max_tokens: int) -> list[str]:
+def replay(release: Release, questions: Sequence[str], max_tokens: int) -> list[str]:
     """Serve a release on a loopback port, post questions one after the other, and stop.
 
-    The key that it asks with is made for it and revoked at the end, whatever happens.
+    Key and request log lie in a folder that is gone at the end: nobody else can ask there, and what was replayed does
+    not count as asked.
 
     Args:
         release: What is to be served.
-        data_root: Where `keys.json` lies.
         questions: Messages of the user.
         max_tokens: Longest answer, as it was evaluated.
 
@@ -50,10 +55,12 @@ def replay(release: Release, data_root: Path, questions: Sequence[str], max_toke
     """
     import httpx
 
-    key = create_key(data_root, "replay")
-    try:
+    config = ServingConfig(request_timeout_s=ANSWER_TIMEOUT_S)
+    backend = LocalBackend({release.model_version: LiveRelease(release, config=config)})
+    with tempfile.TemporaryDirectory(prefix="ev-replay-") as folder:
+        key = create_key(Path(folder), "replay", scopes=("query",), limits=UNLIMITED)
         with (
-            served(create_api(release, data_root)) as url,
+            served(create_api(backend, Path(folder), config), backend) as url,
             # No proxy of the environment stands between this process and itself.
             httpx.Client(
                 base_url=url,
@@ -66,8 +73,6 @@ def replay(release: Release, data_root: Path, questions: Sequence[str], max_toke
                 _ask(client, release.model_version, number, question, max_tokens)
                 for number, question in enumerate(questions, 1)
             ]
-    finally:
-        revoke_key(data_root, key.split("_")[1])
 
 
 def _ask(client: httpx.Client, model_version: str, number: int, question: str, max_tokens: int) -> str:
@@ -95,16 +100,28 @@ def _ask(client: httpx.Client, model_version: str, number: int, question: str, m
 
 
 @contextlib.contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: FastAPI, backend: LocalBackend | None = None) -> Iterator[str]:
     """Yield the address of an application that answers on a free loopback port; when the block ends, it is closed.
+
+    Args:
+        app: The application.
+        backend: What it answers with, where that is to follow its aliases meanwhile and be closed at the end.
 
     Raises:
         UserError: If it does not start.
     """
     import uvicorn
 
+    async def alive(scope: Scope, receive: Receive, send: Send) -> None:
+        # An application's lifespan is one call that lasts as long as it.
+        if scope["type"] == "lifespan" and backend:
+            async with backend:
+                await app(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
     config = uvicorn.Config(
-        app,
+        alive,
         lifespan="on",
         log_config=None,
         log_level="warning",

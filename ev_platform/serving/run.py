@@ -12,14 +12,17 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ev_platform.errors import UserError
 from ev_platform.serving import keys
+from ev_platform.serving.config import ServingConfig
 
 if TYPE_CHECKING:
     from ev_platform.serving.live import Loader
@@ -30,40 +33,71 @@ _APP = "ev_platform"
 _LONGEST_RAY_FOLDER = 103 - 66
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a server listens.
+
+    Attributes:
+        host: Address.
+        port: Port.
+        tls_certificate: PEM file; with `tls_key`, it speaks HTTPS.
+        tls_key: PEM file without a password.
+    """
+
+    host: str
+    port: int
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """How a browser writes it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.tls_certificate else ''}://{host}:{self.port}"
+
+    def check(self) -> None:
+        """Raise a `UserError` if nothing can listen there, or the certificate cannot be used."""
+        check_address(self.host, self.port)
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise UserError("TLS needs both a certificate and its key: set EV_TLS_CERTIFICATE and EV_TLS_KEY.")
+        if self.tls_certificate and self.tls_key:
+            try:
+                # Without a password given, OpenSSL would ask for one on the terminal.
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(self.tls_certificate, self.tls_key, password=lambda: "")
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{self.tls_certificate} and {self.tls_key} are not a certificate and its key ({error}): give PEM "
+                    "files that belong together, the key without a password."
+                ) from error
+
+
 def serve(
-    task_name: str,
+    models: Sequence[str],
     *,
     data_root: Path,
     tasks_dir: Path,
-    release_name: str | None,
-    host: str,
-    port: int,
+    endpoint: Endpoint,
+    config: ServingConfig,
     replicas: int = 1,
     on_ready: Callable[[str], None],
 ) -> None:
-    """Serve a task's model until SIGINT or SIGTERM; to be called in the main thread.
+    """Serve models until SIGINT or SIGTERM; to be called in the main thread.
 
     Args:
-        task_name: Task.
+        models: See `live.split_model`; the first answers requests that name none.
         data_root: Data folder.
         tasks_dir: Folder of task folders.
-        release_name: Alias, which is followed wherever it moves, or version; None is the champion.
-        host: Address to listen on.
-        port: Port to listen on.
-        replicas: Copies of the model, each with its share of the CPUs.
+        endpoint: Where to listen.
+        config: Limits and records.
+        replicas: Copies of each model; all of them share the CPUs.
         on_ready: Called with the server's address once it answers.
 
     Raises:
-        UserError: If there is no live key, no such model, or the address is taken.
+        UserError: If there is no live key, no such model, or nothing can listen there.
     """
     with serving(
-        task_name,
-        data_root=data_root,
-        tasks_dir=tasks_dir,
-        release_name=release_name,
-        host=host,
-        port=port,
-        replicas=replicas,
+        models, data_root=data_root, tasks_dir=tasks_dir, endpoint=endpoint, config=config, replicas=replicas
     ) as url:
         # After Ray has started, whose own handler of SIGTERM aborts the process with its helpers left behind.
         stop = threading.Event()
@@ -75,48 +109,67 @@ def serve(
 
 @contextlib.contextmanager
 def serving(
-    task_name: str,
+    models: Sequence[str],
     *,
     data_root: Path,
     tasks_dir: Path,
-    release_name: str | None = None,
-    host: str,
-    port: int,
+    endpoint: Endpoint,
+    config: ServingConfig | None = None,
     replicas: int = 1,
     load: Loader | None = None,
 ) -> Iterator[str]:
     """Yield the address of a server that answers; when the block ends, nothing of it is left running.
 
     Args:
-        task_name: Task.
+        models: See `live.split_model`; the first answers requests that name none.
         data_root: Data folder.
         tasks_dir: Folder of task folders.
-        release_name: Alias, which is followed wherever it moves, or version; None is the champion.
-        host: Address to listen on.
-        port: Port to listen on.
-        replicas: Copies of the model, each with its share of the CPUs.
+        endpoint: Where to listen.
+        config: Limits and records.
+        replicas: Copies of each model; all of them share the CPUs.
         load: How a replica gets its release; an importable function, by default from the registry.
 
     Raises:
-        UserError: If there is no live key, no such model, or the address is taken.
+        UserError: If there is no live key, no such model, or nothing can listen there.
     """
     # Replicas are other processes, which may stand in another folder.
     data_root, tasks_dir = data_root.resolve(), tasks_dir.resolve()
-    if not any(key.revoked_at is None for key in keys.list_keys(data_root)):
+    if not keys.has_live_key(data_root, "query"):
         raise UserError(
-            f"There is no live API key in {data_root / 'keys.json'}: make one with `ev-platform keys create NAME`."
+            f"There is no live API key that may ask in {data_root / 'keys.json'}: make one with "
+            "`ev-platform keys create NAME`."
         )
-    check_address(host, port)
-    with _local_ray(replicas) as n_cpus:
+    _check_models(models, None if load else (data_root, tasks_dir))
+    endpoint.check()
+    with _local_ray(n_processes=len(models) * replicas) as n_cpus:
         from ray import serve as ray_serve
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-        _deploy(load, (data_root, tasks_dir, task_name, release_name), replicas, n_cpus // replicas)
+        _start_proxy(endpoint)
+        servers = _ModelServers(load, data_root, tasks_dir, config or ServingConfig(), replicas, n_cpus)
+        _deploy(models, servers)
         try:
-            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            yield endpoint.url
         finally:
             ray_serve.delete(_APP)  # waits for the answers under way
+
+
+def _check_models(models: Sequence[str], registry: tuple[Path, Path] | None) -> None:
+    """Tell a wrong name before Ray starts."""
+    from ev_platform.registry import resolve
+    from ev_platform.serving.live import split_model
+    from ev_platform.storage import Store
+    from ev_platform.tasks import get_task
+
+    twice = next((model for number, model in enumerate(models) if model in models[:number]), None)
+    if twice:
+        raise UserError(f"{twice} is named twice: name each model once, and say how many copies with --replicas.")
+    for model in models:
+        task, name = split_model(model)
+        if registry:
+            data_root, tasks_dir = registry
+            get_task(task, tasks_dir)
+            resolve(Store(data_root), task, name)
 
 
 def check_address(host: str, port: int) -> None:
@@ -132,14 +185,19 @@ def check_address(host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def _local_ray(replicas: int) -> Iterator[int]:
+def _local_ray(n_processes: int) -> Iterator[int]:
     """Start Ray on this machine only; yield its number of CPUs."""
+    # Read when Ray is imported, and inherited by all it starts.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # elsewhere too: Ray then listens on loopback only
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported and inherited by all it starts
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "ev_platform.serving.front.middlewares"
+    # By default the proxy is killed where it is not ready within 5 seconds, as on a machine that loads models.
+    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "120"
+    os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "60"
     import ray
 
-    # Ray counts CPUs, and does not measure them: it must be promised at least one for each replica.
-    n_cpus = max(os.cpu_count() or 1, replicas)
+    # Ray counts CPUs, and does not measure them: it must be promised at least one for each process.
+    n_cpus = max(os.cpu_count() or 1, n_processes)
     is_short = len(tempfile.gettempdir()) + len("/ev-12345678") <= _LONGEST_RAY_FOLDER
     folder = tempfile.mkdtemp(prefix="ev-", dir=None if is_short else f"{os.sep}tmp")
     try:
@@ -157,23 +215,63 @@ def _local_ray(replicas: int) -> Iterator[int]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _deploy(
-    load: Loader | None, names: tuple[Path, Path, str, str | None], replicas: int, cpus_per_replica: int
-) -> None:
-    """Start the replicas and wait until requests reach them."""
+def _start_proxy(endpoint: Endpoint) -> None:
+    from ray import serve as ray_serve
+    from ray.exceptions import RayActorError
+
+    options = {"host": endpoint.host, "port": endpoint.port}
+    if endpoint.tls_certificate and endpoint.tls_key:
+        options |= {
+            "ssl_certfile": str(endpoint.tls_certificate.resolve()),
+            "ssl_keyfile": str(endpoint.tls_key.resolve()),
+        }
+    try:
+        ray_serve.start(proxy_location="HeadOnly", http_options=options)
+    except RayActorError:  # on a machine under heavy load the proxy may be given up before it has started
+        ray_serve.shutdown()
+        ray_serve.start(proxy_location="HeadOnly", http_options=options)
+
+
+@dataclass(frozen=True)
+class _ModelServers:
+    """How the replicas of every model are made."""
+
+    load: Loader | None
+    data_root: Path
+    tasks_dir: Path
+    config: ServingConfig
+    replicas: int
+    n_cpus: int
+
+
+def _deploy(models: Sequence[str], servers: _ModelServers) -> None:
+    """Start the gateway and the replicas, and wait until requests reach them."""
     from ray import serve as ray_serve
 
-    from ev_platform.serving.app import ModelServer
+    from ev_platform.serving.app import Gateway, ModelServer
     from ev_platform.serving.live import load_from_registry
 
-    # Ray sets OMP_NUM_THREADS of a process to the CPUs that it was promised.
-    server = ModelServer.options(num_replicas=replicas, ray_actor_options={"num_cpus": cpus_per_replica})
+    config = servers.config
+    # A replica refuses by itself what would wait too long, in OpenAI's error form; Serve's own bounds stand outside.
+    most_at_once = 4 * (config.max_waiting + config.max_batch)
+    bound = {
+        model: ModelServer.options(
+            name=model,
+            num_replicas=servers.replicas,
+            max_ongoing_requests=most_at_once,
+            max_queued_requests=most_at_once,
+            # Ray sets OMP_NUM_THREADS of a process to the CPUs that it was promised.
+            ray_actor_options={"num_cpus": servers.n_cpus // (len(models) * servers.replicas)},
+        ).bind(servers.load or load_from_registry, servers.data_root, servers.tasks_dir, model, config)
+        for model in models
+    }
     try:
-        ray_serve.run(server.bind(load or load_from_registry, *names), name=_APP, route_prefix="/")
+        ray_serve.run(Gateway.bind(bound, servers.data_root, config), name=_APP, route_prefix="/")
     except RuntimeError as error:
         # What failed in a replica arrives as the text of its traceback, in the deployment's status.
-        failure = ray_serve.status().applications[_APP].deployments[ModelServer.name].message
-        sentence = re.search(r"UserError: (.+)", failure)
+        deployments = ray_serve.status().applications[_APP].deployments.values()
+        failures = "\n".join(deployment.message for deployment in deployments if deployment.message)
+        sentence = re.search(r"UserError: (.+)", failures)
         if sentence is None:
-            raise RuntimeError(failure) from error
+            raise RuntimeError(failures) from error
         raise UserError(sentence[1]) from error

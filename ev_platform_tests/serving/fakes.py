@@ -10,6 +10,9 @@ from ev_platform.engine import Completion
 from ev_platform.errors import UserError
 from ev_platform.registry import Release, SourceChunk, read_aliases
 from ev_platform.retrieval import Hit
+from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.live import LiveRelease
+from ev_platform.serving.worker import LocalBackend
 from ev_platform.storage import Store
 from ev_platform.tasks.types import get_task_type
 
@@ -66,10 +69,13 @@ class FakeEngine:
         self.may_answer.wait(10)
         with self._lock:
             self.n_running -= 1
-        if "explode" in prompts[0]:
+        if any("explode" in prompt for prompt in prompts):
             raise RuntimeError(f"the engine failed at {prompts[0]!r}")
-        text = f"temperature={temperature!r} seed={seed} max_new_tokens={max_new_tokens} | {prompts[0]}"
-        return [Completion(text, self.count_tokens(prompts[0]), 5, 1.0, "stop")]
+        options = f"temperature={temperature!r} seed={seed} max_new_tokens={max_new_tokens}"
+        return [
+            Completion(f"{options} | {prompt}", self.count_tokens(prompt), 5, 1.0 / len(prompts), "stop")
+            for prompt in prompts
+        ]
 
 
 class FakeRetriever:
@@ -98,7 +104,14 @@ def fake_release(task_name: str = "fake_task", **changes: Any) -> Release:
         "top_k": 2,
         "max_new_tokens": 48,
     }
-    return Release(**fields | changes)
+    fields |= changes
+    return Release(**{"has_retrieval": fields["retriever"] is not None} | fields)
+
+
+def fake_backend(release: Release | None = None, config: ServingConfig | None = None) -> LocalBackend:
+    """Return a backend that serves one release under the name of its task."""
+    release = release or fake_release()
+    return LocalBackend({release.model_version.rpartition("@")[0]: LiveRelease(release, config=config)})
 
 
 def load(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import itertools
 import logging
 import shutil
 import statistics
@@ -8,18 +9,17 @@ import time
 import weakref
 from functools import partial
 
-import httpx
 import pytest
 
 from ev_platform.errors import UserError
 from ev_platform.registry import load_release
 from ev_platform.registry.promotion import promote, rollback
 from ev_platform.serving import live as swapping
-from ev_platform.serving.api import create_api
-from ev_platform.serving.keys import create_key
-from ev_platform.serving.live import POLL_S, load_from_registry, open_release
-from ev_platform.serving.replay import served
-from ev_platform.serving.worker import MAX_PENDING
+from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.exchange import Ask
+from ev_platform.serving.live import POLL_S, load_from_registry, open_release, split_model
+from ev_platform.serving.schemas import ApiError
+from ev_platform.serving.worker import LocalBackend
 from ev_platform.storage import Store
 from ev_platform.tasks import get_task
 from ev_platform_tests.serving import fakes, versions
@@ -30,42 +30,62 @@ SEEN_WITHIN_S = 3
 
 
 class Client:
-    """Asks a server of its own, which was started for an alias or a version."""
+    """Asks a backend that follows its alias, on an event loop in a thread of its own."""
 
-    def __init__(self, url, key, live):
-        self.url, self.live = url, live
-        self.http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=20)
+    def __init__(self, loop, live, model):
+        self.live, self._loop, self._model = live, loop, model
+        self._backend = LocalBackend({model: live})
+        self._numbers = itertools.count()
 
-    def ask(self, content=QUESTION, **fields):
-        body = {"messages": [{"role": "user", "content": content}], **fields}
-        return self.http.post("/v1/chat/completions", json=body)
+    def do(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
 
-    def model(self):
-        return self.http.get("/healthz").json()["model"]
+    def open(self):
+        self.do(self._backend.__aenter__())
+
+    def close(self):
+        self.do(self._backend.__aexit__())
+
+    def ask(self, question=QUESTION, **fields):
+        return self.do(self._backend.answer(self._model, Ask(str(next(self._numbers)), question, **fields)))
+
+    def described(self):
+        return self.do(self._backend.describe(self._model))
 
     def await_model(self, version, within_s=SEEN_WITHIN_S):
         """Wait until the version answers; return the seconds it took."""
         started = time.monotonic()
-        while self.model() != version:
-            assert time.monotonic() - started < within_s, f"{self.model()} still answers"
+        while self.described().model_version != version:
+            assert time.monotonic() - started < within_s, f"{self.described().model_version} still answers"
             time.sleep(0.01)
         return time.monotonic() - started
 
 
 @contextlib.contextmanager
-def open_client(root, release_name=None, load=fakes.load_named, task=TASK, tasks_dir=None):
-    key = create_key(root, "tests")
-    live = open_release(load, root, tasks_dir or root, task, release_name)
-    with served(create_api(live, root)) as url:
-        client = Client(url, key, live)
-        with client.http:
+def open_client(root, model=TASK, load=fakes.load_named, tasks_dir=None, config=None):
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        opening = open_release(load, root, tasks_dir or root, model, config or ServingConfig())
+        live = asyncio.run_coroutine_threadsafe(opening, loop).result(60)
+        client = Client(loop, live, model)
+        client.open()
+        try:
             yield client
+        finally:
+            client.close()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Look often, where the test is not about how long a swap takes."""
+    """Look often, and try again soon, where the test is not about how long that takes."""
     monkeypatch.setattr(swapping, "POLL_S", 0.02)
+    monkeypatch.setattr(swapping, "RETRY_S", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +106,19 @@ def registered(tmp_path_factory):
 # ---- real weights, under load ----
 
 
-def test_promotion_and_rollback_under_load_fail_no_request_and_are_seen_within_three_seconds(registered):
+def test_promotion_and_rollback_under_load_fail_no_question_and_are_seen_within_three_seconds(registered):
     root, tasks_dir, answers = registered
     store = Store(root)
     promote_anyway = partial(promote, store, TASK, reason="to see it swap", by="tests", override=True)
     promote_anyway("tiny@1")
-    replies, stop = [], threading.Event()
+    replies, faults, stop = [], [], threading.Event()
 
     def ask_without_pause():
-        with httpx.Client(base_url=client.url, headers=client.http.headers, timeout=20) as http:
-            while not stop.is_set():
-                body = {"messages": [{"role": "user", "content": QUESTION}], "model": "champion"}
-                replies.append(http.post("/v1/chat/completions", json=body))
+        while not stop.is_set():
+            try:
+                replies.append(client.ask())
+            except Exception as error:
+                faults.append(error)
 
     with open_client(root, load=load_from_registry, tasks_dir=tasks_dir) as client:
         threads = [threading.Thread(target=ask_without_pause) for _ in range(4)]
@@ -118,14 +139,13 @@ def test_promotion_and_rollback_under_load_fail_no_request_and_are_seen_within_t
             stop.set()
             for thread in threads:
                 thread.join()
-        last = client.ask().json()
-    assert {reply.status_code for reply in replies} == {200}
-    bodies = [reply.json() for reply in replies]
-    assert all(body["choices"][0]["message"]["content"] == answers[body["model"]] for body in bodies)
-    assert {body["model"] for body in bodies} == {"tiny@1", "tiny@2"}
-    assert last["model"] == "tiny@2"
+        last = client.ask()
+    assert not faults
+    assert all(reply.text == answers[reply.model_version] for reply in replies)
+    assert {reply.model_version for reply in replies} == {"tiny@1", "tiny@2"}
+    assert last.model_version == "tiny@2"
     assert statistics.median(seconds) < SEEN_WITHIN_S  # one of them may meet a machine that is busy elsewhere
-    print(f"\n{len(replies)} requests, 0 failed; swaps seen after {', '.join(f'{s:.2f}' for s in seconds)} s")
+    print(f"\n{len(replies)} questions, 0 failed; swaps seen after {', '.join(f'{s:.2f}' for s in seconds)} s")
 
 
 def alter_weights(folder, store):
@@ -158,7 +178,7 @@ def change_template(folder, store):
         (change_template, "tiny@2 was evaluated with another prompt template"),
     ],
 )
-def test_version_that_cannot_be_loaded_is_logged_once_and_the_old_one_goes_on(registered, caplog, break_it, told):
+def test_version_that_cannot_be_loaded_is_logged_and_taken_once_it_is_put_right(registered, caplog, break_it, told):
     root, tasks_dir, answers = registered
     folder = Store(root).artifact_path("serving_model", "model_2")
     kept = folder.with_name("kept")
@@ -169,22 +189,17 @@ def test_version_that_cannot_be_loaded_is_logged_once_and_the_old_one_goes_on(re
             break_it(folder, Store(root))
             point(root, TASK, champion="tiny@2", previous="tiny@1")
             await_records(caplog, 1)
-            time.sleep(10 * swapping.POLL_S)
-            (record,) = errors_of(caplog)
+            record = errors_of(caplog)[0]
             assert record.exc_info is None  # a sentence, not a traceback
             assert "tiny@1 goes on answering: " in record.getMessage()
             assert told in record.getMessage()
-            body = client.ask().json()
-            assert (body["model"], body["choices"][0]["message"]["content"]) == ("tiny@1", answers["tiny@1"])
-            # Put right, it is taken when the aliases are written again, and not before.
+            reply = client.ask()
+            assert (reply.model_version, reply.text) == ("tiny@1", answers["tiny@1"])
+            # Put right, it is taken, though nobody writes the aliases again.
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(kept, folder)
-            time.sleep(10 * swapping.POLL_S)
-            assert client.model() == "tiny@1"
-            point(root, TASK, champion="tiny@2", previous="tiny@1")
             client.await_model("tiny@2", 10)
-            assert client.ask().json()["choices"][0]["message"]["content"] == answers["tiny@2"]
-            assert len(errors_of(caplog)) == 1
+            assert client.ask().text == answers["tiny@2"]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         kept.rename(folder)
@@ -207,30 +222,46 @@ def await_records(caplog, n_records):
 @pytest.mark.usefixtures("quick")
 def test_questions_under_way_finish_on_the_old_version_which_is_then_dropped(tmp_path):
     point(tmp_path, TASK, champion="tiny@1")
-    with open_client(tmp_path) as client:
+    config = ServingConfig(max_waiting=4, max_batch=1)
+    with open_client(tmp_path, config=config) as client:
         release = client.live.worker.release
         engine, gone = release.engine, weakref.ref(release)
         del release
         engine.may_answer.clear()
-        replies = []
-        threads = [threading.Thread(target=lambda: replies.append(client.ask())) for _ in range(MAX_PENDING + 1)]
+        replies, refusals = [], []
+
+        def ask(number):
+            try:
+                replies.append(client.ask(f"question {number}"))
+            except ApiError as error:
+                refusals.append((error.status, error.code, error.retry_after_s))
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
         for thread in threads:
             thread.start()
-        while not replies:  # until all but one, which is refused, are running or waiting
+        while not refusals:  # until some are running, some wait and some are refused
             time.sleep(0.01)
-        assert replies.pop().status_code == 503
         point(tmp_path, TASK, champion="tiny@2")
         client.await_model("tiny@2")
-        assert client.ask().json()["model"] == "tiny@2"
+        assert client.ask().model_version == "tiny@2"
         assert not replies
         assert gone() is not None
         engine.may_answer.set()
         for thread in threads:
             thread.join()
-        bodies = [reply.json() for reply in replies]
-        assert {body["model"] for body in bodies} == {"tiny@1"}
-        assert all("I am tiny@1." in body["choices"][0]["message"]["content"] for body in bodies)
-        assert gone() is None
+        assert set(refusals) == {(503, "overloaded", 1)}
+        assert len(replies) >= config.max_waiting
+        assert {reply.model_version for reply in replies} == {"tiny@1"}
+        assert all("I am tiny@1." in reply.text for reply in replies)
+        assert_gone(gone)
+
+
+def assert_gone(release):
+    # Threads of the batcher may need a moment to end.
+    deadline = time.monotonic() + 3
+    while release() is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.usefixtures("quick")
@@ -238,45 +269,37 @@ def test_old_version_is_dropped_also_where_it_failed_to_answer(tmp_path):
     point(tmp_path, TASK, champion="tiny@1")
     with open_client(tmp_path) as client:
         gone = weakref.ref(client.live.worker.release)
-        assert client.ask("explode").status_code == 500
-        assert client.ask(max_tokens=49).status_code == 400
+        for fields in ({"question": "explode"}, {"max_tokens": 49}, {"question": "word " * 200}):
+            with pytest.raises(ApiError):
+                client.ask(**fields)
         point(tmp_path, TASK, champion="tiny@2")
         client.await_model("tiny@2")
         client.ask()
-        assert gone() is None
+        assert_gone(gone)
 
 
 @pytest.mark.usefixtures("quick")
-def test_names_models_and_description_follow_the_swap(tmp_path):
+def test_description_follows_the_swap_and_the_version_before_is_refused(tmp_path):
     point(tmp_path, TASK, champion="tiny@1", candidate="tiny@2")
     with open_client(tmp_path) as client:
-        assert client.http.get("/openapi.json").json()["info"]["version"] == "tiny@1"
-        assert client.ask(model="tiny@1").status_code == 200
-        assert client.ask(model="tiny@2").status_code == 404
+        assert (client.described().model, client.described().instructions) == (TASK, "I am tiny@1.")
+        assert client.ask(version="tiny@1").model_version == "tiny@1"
         point(tmp_path, TASK, champion="tiny@2", candidate="tiny@2")
         client.await_model("tiny@2")
-        old = client.ask(model="tiny@1")
-        assert (old.status_code, old.json()["error"]["code"]) == (404, "model_not_found")
-        assert old.json()["error"]["message"].endswith("ask for tiny@2.")
-        for name in ("tiny@2", "tiny", "champion", None):
-            assert client.ask(model=name).json()["model"] == "tiny@2"
-        assert client.ask(model="candidate").status_code == 404  # it follows the champion, whatever else moves
-        assert [card["id"] for card in client.http.get("/v1/models").json()["data"]] == ["tiny@2"]
-        described = client.http.get("/openapi.json").json()
-        assert described["info"]["version"] == "tiny@2"
-        assert described["info"]["description"] == "I am tiny@2."
-        route = described["paths"]["/v1/chat/completions"]["post"]["description"]
-        assert route.count("The cap of `max_tokens` is 48.") == 1
+        assert (client.described().model, client.described().instructions) == (TASK, "I am tiny@2.")
+        with pytest.raises(ApiError, match="ask for tiny@2") as refused:
+            client.ask(version="tiny@1")
+        assert (refused.value.status, refused.value.code) == (404, "model_not_found")
+        assert client.ask(version="tiny@2").model_version == "tiny@2"
 
 
 @pytest.mark.usefixtures("quick")
 def test_server_of_a_candidate_follows_the_candidate(tmp_path):
     point(tmp_path, TASK, champion="tiny@1", candidate="tiny@2")
-    with open_client(tmp_path, "candidate") as client:
-        assert client.model() == "tiny@2"
+    with open_client(tmp_path, "tiny@candidate") as client:
+        assert client.described().model_version == "tiny@2"
         point(tmp_path, TASK, champion="tiny@2", candidate="tiny@3")
         client.await_model("tiny@3")
-        assert client.ask(model="candidate").json()["model"] == "tiny@3"
 
 
 @pytest.mark.usefixtures("quick")
@@ -285,8 +308,7 @@ def test_server_of_a_version_never_swaps(tmp_path, caplog):
     with open_client(tmp_path, "tiny@3") as client:
         point(tmp_path, TASK, champion="tiny@4")
         time.sleep(20 * swapping.POLL_S)
-        assert client.ask().json()["model"] == "tiny@3"
-        assert client.ask(model="champion").status_code == 404
+        assert client.ask().model_version == "tiny@3"
     assert not errors_of(caplog)  # nor does it miss an alias
 
 
@@ -303,26 +325,75 @@ def test_promotion_while_the_server_starts_is_seen(tmp_path):
         client.await_model("tiny@2")
 
 
-@pytest.mark.usefixtures("quick")
-def test_version_that_fails_to_answer_the_first_prompt_takes_no_traffic(tmp_path, caplog):
-    class BrokenEngine(fakes.FakeEngine):
-        def generate(self, prompts, **options):
-            raise RuntimeError("a kernel is missing")
+class BrokenEngine(fakes.FakeEngine):
+    def generate(self, prompts, **options):
+        raise RuntimeError("a kernel is missing")
 
+
+class FickleEngine(fakes.FakeEngine):
+    """Answers every time with other words, as an engine would whose ways of serving and of evaluating differ."""
+
+    def __init__(self):
+        super().__init__()
+        self._numbers = itertools.count()
+
+    def generate(self, prompts, **options):
+        return [
+            type(made)(f"{next(self._numbers)} {made.text}", 1, 1, 1.0, "stop")
+            for made in super().generate(prompts, **options)
+        ]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [(BrokenEngine, "a kernel is missing"), (FickleEngine, "answers otherwise when it serves than when it was")],
+)
+def test_version_that_fails_to_answer_or_answers_otherwise_takes_no_traffic(tmp_path, caplog, engine, told):
     def load(root, tasks_dir, task, name):
-        changes = {"engine": BrokenEngine()} if name == "tiny@2" else {}
+        changes = {"engine": engine()} if name == "tiny@2" else {}
         return fakes.fake_release(task, model_version=name.replace("champion", "tiny@1"), **changes)
 
     point(tmp_path, TASK, champion="tiny@1")
     with open_client(tmp_path, load=load) as client:
         point(tmp_path, TASK, champion="tiny@2")
         await_records(caplog, 1)
-        assert client.ask().json()["model"] == "tiny@1"
+        assert client.ask().model_version == "tiny@1"
         point(tmp_path, TASK, champion="tiny@3")
         client.await_model("tiny@3")
-    (record,) = errors_of(caplog)
+    record = errors_of(caplog)[0]
     assert "tiny@1 goes on answering" in record.getMessage()
-    assert "a kernel is missing" in logging.Formatter().format(record)
+    assert told in logging.Formatter().format(record)
+
+
+def test_first_version_that_fails_to_answer_does_not_start(tmp_path):
+    def load(root, tasks_dir, task, name):
+        return fakes.fake_release(task, engine=FickleEngine())
+
+    with pytest.raises(UserError, match="answers otherwise"), open_client(tmp_path, load=load):
+        pass
+
+
+def test_pauses_between_tries_of_a_bad_version_grow_and_end_with_the_next_promotion(tmp_path, monkeypatch):
+    tries = []
+
+    def load(root, tasks_dir, task, name):
+        if name == "tiny@2":
+            tries.append(time.monotonic())
+            raise UserError("not yet")
+        return fakes.load_named(root, tasks_dir, task, name)
+
+    monkeypatch.setattr(swapping, "POLL_S", 0.01)
+    monkeypatch.setattr(swapping, "RETRY_S", 0.1)
+    point(tmp_path, TASK, champion="tiny@1")
+    with open_client(tmp_path, load=load) as client:
+        point(tmp_path, TASK, champion="tiny@2")
+        time.sleep(1.2)
+        assert 3 <= len(tries) <= 4  # at 0, 0.1, 0.3 and 0.7 s
+        first, second, third = tries[:3]
+        assert third - second > 1.5 * (second - first)
+        point(tmp_path, TASK, champion="tiny@3")
+        client.await_model("tiny@3")
 
 
 @pytest.mark.usefixtures("quick")
@@ -337,35 +408,59 @@ def test_aliases_that_are_damaged_or_gone_leave_the_version_in_place(tmp_path, c
         else:
             file.write_text(text)
         await_records(caplog, 1)
-        assert client.ask().json()["model"] == "tiny@1"
+        assert client.ask().model_version == "tiny@1"
         point(tmp_path, TASK, champion="tiny@2")
         client.await_model("tiny@2")
 
 
 def test_look_at_unmoved_aliases_reads_no_file_and_loads_nothing(tmp_path, monkeypatch):
     point(tmp_path, TASK, champion="tiny@1")
-    live = open_release(fakes.load_named, tmp_path, tmp_path, TASK, None)
-    look = partial(live._load_if_moved, live.alias)
-    assert look() is None
 
-    def never(*arguments):
-        raise AssertionError("nothing moved")
+    async def look_often():
+        live = await open_release(fakes.load_named, tmp_path, tmp_path, TASK, ServingConfig())
+        assert not await live._swap_if_moved(live.alias)
 
-    monkeypatch.setattr("ev_platform.registry.read_aliases", never)
-    started = time.perf_counter()
-    for _ in range(100):
-        assert look() is None
+        def never(*arguments):
+            raise AssertionError("nothing moved")
+
+        monkeypatch.setattr("ev_platform.registry.read_aliases", never)
+        started = time.perf_counter()
+        for _ in range(100):
+            assert not await live._swap_if_moved(live.alias)
+        live.close()
+        return (time.perf_counter() - started) / 100
+
     # A whole second of looks, one each `POLL_S`, must cost well below a thousandth of it.
-    assert (time.perf_counter() - started) / 100 < POLL_S / 1000
-    live.close()
+    assert asyncio.run(look_often()) < POLL_S / 1000
 
 
 def test_release_without_an_alias_has_nothing_to_follow(tmp_path):
-    live = open_release(fakes.load_named, tmp_path, tmp_path, TASK, "tiny@1")
-    asyncio.run(asyncio.wait_for(live.follow(), 1))
-    live.close()
+    async def follow():
+        live = await open_release(fakes.load_named, tmp_path, tmp_path, "tiny@1", ServingConfig())
+        await asyncio.wait_for(live.follow(), 1)
+        live.close()
+
+    asyncio.run(follow())
 
 
 def test_server_whose_first_version_cannot_be_loaded_does_not_start(tmp_path):
-    with pytest.raises(UserError, match="no model of 'tiny' yet"):
-        open_release(fakes.load_missing, tmp_path, tmp_path, TASK, None)
+    with pytest.raises(UserError, match="no model of 'tiny' yet"), open_client(tmp_path, load=fakes.load_missing):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("ev_charging", ("ev_charging", "champion")),
+        ("ev_charging@candidate", ("ev_charging", "candidate")),
+        ("ev_charging@12", ("ev_charging", "ev_charging@12")),
+    ],
+)
+def test_name_of_a_served_model_is_a_task_with_an_alias_or_a_version(model, expected):
+    assert split_model(model) == expected
+
+
+@pytest.mark.parametrize("model", ["", "@3", "ev_charging@"])
+def test_name_of_no_model_is_told(model):
+    with pytest.raises(UserError, match="names no model: write TASK"):
+        split_model(model)

@@ -1,0 +1,82 @@
+"""What stands before Ray Serve's proxy, in its process, so that the proxy too speaks OpenAI's error form.
+
+By itself the proxy tells the application's name at `/-/routes` and its state at `/-/healthz`, answers in plain text
+where no gateway can be reached, and lets a client set its timeout and keep an answer going that nobody waits for.
+
+What does not belong here: what a request must pass before it reaches a route; that is the gateway's (`gate`).
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ev_platform.serving.gate import error_response
+from ev_platform.serving.schemas import REQUEST_ID, ApiError
+
+if TYPE_CHECKING:
+    from starlette.middleware import Middleware
+
+# By these, Serve lets a client steer the proxy.
+_STEERING = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
+
+
+class Front:
+    """ASGI middleware around Serve's proxy.
+
+    Args:
+        app: The proxy.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what is not the gateway's, and pass on the rest."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = is_hidden = False
+
+        async def send_own_form(message: Message) -> None:
+            nonlocal has_begun, is_hidden
+            if message["type"] == "http.response.start":
+                # The gateway refuses in JSON only: a refusal in plain text is the proxy's.
+                is_plain = Headers(scope=message).get("content-type", "").startswith("text/plain")
+                is_hidden = message["status"] >= 400 and is_plain
+                has_begun = not is_hidden
+            if not is_hidden:
+                await send(message)
+
+        refusal = _refuse(scope)
+        if refusal is None:
+            headers = [header for header in scope["headers"] if header[0] not in _STEERING]
+            await self._app({**scope, "headers": headers}, receive, send_own_form)
+            if has_begun:
+                return
+            refusal = ApiError(503, "The server is being started: try again.", "unavailable", retry_after_s=5)
+        response = error_response(refusal)
+        response.headers["x-request-id"] = str(uuid.uuid4())
+        await response(scope, receive, send)
+
+
+def _refuse(scope: Scope) -> ApiError | None:
+    if scope["path"].startswith("/-/"):
+        return ApiError(404, "Not Found.", "not_found")
+    request_id = Headers(scope=scope).get("x-request-id")
+    if request_id is not None and not re.fullmatch(REQUEST_ID, request_id):
+        # The proxy would stumble over some of them.
+        message = "The header x-request-id must be 1 to 64 of A-Z, a-z, 0-9, _, . and -: change it or leave it out."
+        return ApiError(400, message, "invalid_value", "x-request-id")
+    return None
+
+
+def middlewares() -> list[Middleware]:
+    """Return what Serve's proxy is to be wrapped in; Serve calls it by its name."""
+    from starlette.middleware import Middleware
+
+    return [Middleware(Front)]

@@ -1,0 +1,96 @@
+"""From a question to its prompt: passages, abstention, template, window; in evaluation and in serving the same code.
+
+What does not belong here: completing the prompt (`batching`), and who may ask how much at once (`worker`).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ev_platform.retrieval import Hit
+from ev_platform.serving.exchange import Ask, Citation
+from ev_platform.serving.schemas import ApiError
+
+if TYPE_CHECKING:
+    from ev_platform.registry import Release
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A question on its way to the engine.
+
+    Attributes:
+        prompt: None where the model abstains.
+        citations: Passages in the prompt, best first; also where it abstains.
+        similarity: See `exchange.Reply`.
+        max_tokens: Longest answer.
+        waited_ms: From its arrival to the begin of the search.
+        retrieve_ms: Finding passages.
+    """
+
+    prompt: str | None
+    citations: tuple[Citation, ...]
+    similarity: float | None
+    max_tokens: int
+    waited_ms: float
+    retrieve_ms: float
+
+
+def prepare(release: Release, ask: Ask, max_tokens: int, asked_at: float) -> Prepared:
+    """Find the passages, and build the prompt. Blocks.
+
+    Args:
+        release: What answers.
+        ask: The question.
+        max_tokens: Longest answer.
+        asked_at: When it arrived, by `time.perf_counter`.
+
+    Raises:
+        ApiError: If the question brings a passage that has no place in the prompt, brings none where there is nothing
+            to search, or does not fit the model's window.
+    """
+    started = time.perf_counter()
+    found = release.look_up(ask.question)
+    retrieve_ms = (time.perf_counter() - started) * 1000
+    citations: tuple[Citation, ...] = ()
+    does_abstain = False
+    if ask.context is not None:
+        if not release.has_retrieval:
+            raise ApiError(400, "This model answers without passages: leave the context out.", "unsupported", "context")
+        # As in evaluation: a question's own passage takes the place of all that would be found.
+        messages = release.task_type.prompt(release.instructions, ask.question, [ask.context])
+        prompt = release.engine.render(messages)
+    elif release.has_retrieval and release.retriever is None:
+        raise ApiError(400, "There is nothing to search here: send the passage to answer from.", "missing", "context")
+    else:
+        citations = tuple(_cite(release, hit) for hit in found.hits)
+        does_abstain = release.abstains(found.hits)
+        prompt = release.render(ask.question, found.hits)
+    n_tokens, window = release.engine.count_tokens(prompt), release.engine.window
+    if not does_abstain and n_tokens + max_tokens > window:
+        raise ApiError(
+            400,
+            f"The prompt takes {n_tokens} tokens and the answer up to {max_tokens}, which exceeds the model's window "
+            f"of {window}: ask a shorter question.",
+            "context_length_exceeded",
+        )
+    waited_ms = (started - asked_at) * 1000
+    return Prepared(None if does_abstain else prompt, citations, found.similarity, max_tokens, waited_ms, retrieve_ms)
+
+
+def _cite(release: Release, hit: Hit) -> Citation:
+    chunk = release.chunks[hit.chunk_id]
+    return Citation(
+        chunk_id=chunk.chunk_id,
+        text=chunk.text,
+        title=chunk.title,
+        heading_path=chunk.heading_path,
+        url=chunk.url,
+        page=chunk.page,
+        licence=chunk.licence,
+        publisher=chunk.publisher,
+        fetched_at=chunk.fetched_at,
+        score=hit.score,
+    )
