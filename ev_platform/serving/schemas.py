@@ -1,26 +1,27 @@
-"""Bodies of the HTTP API: OpenAI's chat completions form, with the sources of each answer.
+"""What the HTTP API takes: the bodies of requests with their limits, and refusals.
 
-What belongs here: fields, their limits, and the refusals that need nothing but the request. What does not: refusals
-that need the served model (`api`).
+What belongs here: fields, their limits, and the refusals that need nothing but the request. What does not: the bodies
+of answers (`replies`), and refusals that need the served model (`models`, `worker`).
 """
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 REQUEST_ID = r"^[A-Za-z0-9_.-]{1,64}$"
 MAX_CONTENT_CHARS = 8_000
 MAX_COMMENT_CHARS = 2_000
+# About the 16,384 tokens that an encoder reads at most.
+MAX_CONTEXT_CHARS = 48_000
+MAX_STOPS, MAX_STOP_CHARS = 4, 100
 
 # OpenAI's options that would change the answer and that this server does not have: the values that ask for nothing.
 # Leaving such an option unread would answer another question than the one asked. Unknown fields that cannot change
 # the answer (`user`, `metadata`) are ignored, as OpenAI-compatible servers do.
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (1,),
-    "stop": ([],),
     "tools": ([],),
     "tool_choice": ("none",),
     "functions": ([],),
@@ -81,27 +82,54 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
-class Health(BaseModel):
-    """Body of `/healthz`."""
-
-    status: Literal["ok"]
-    model: str
-
-
-class ModelCard(BaseModel):
-    """One entry of the model list."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = Field(description="When this server loaded it, Unix seconds.")
-    owned_by: Literal["ev-platform"] = "ev-platform"
+def _has_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
 
 
-class ModelList(BaseModel):
-    """Body of `/v1/models`."""
+_SEEN_TEXT: dict[str, Any] = {"pattern": r"\S"}  # the same for readers of the description
+Text = Annotated[
+    str, Field(max_length=MAX_CONTENT_CHARS, min_length=1, json_schema_extra=_SEEN_TEXT), AfterValidator(_has_text)
+]
+Context = Annotated[
+    str, Field(max_length=MAX_CONTEXT_CHARS, min_length=1, json_schema_extra=_SEEN_TEXT), AfterValidator(_has_text)
+]
+ModelName = Annotated[
+    str | None,
+    Field(
+        default=None,
+        max_length=200,
+        description="A name of `/v1/models` or the exact version behind it; where one model is served, its alias too. "
+        "Nothing: the first of the list.",
+    ),
+]
+_Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
 
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
+
+class Sampling(BaseModel):
+    """How an answer is written; what is left out is as it was evaluated."""
+
+    model_config = ConfigDict(strict=True)
+
+    model: ModelName
+    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer; the evaluated length and no more.")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default, is greedy and repeats.")
+    seed: int | None = Field(default=None, ge=0, lt=2**32, description="For a temperature above 0; 0 by default.")
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None = Field(
+        default=None, description=f"Texts that end the answer before they are written, {MAX_STOPS} at most."
+    )
+    stream: bool | None = Field(default=None, description="Whether to send the answer piece by piece (SSE).")
+
+    def options(self) -> dict[str, Any]:
+        """Return what `exchange.Ask` has of it."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature or 0.0,
+            "seed": self.seed or 0,
+            "stop": tuple(stop),
+        }
 
 
 class Message(BaseModel):
@@ -109,31 +137,40 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str = Field(max_length=MAX_CONTENT_CHARS)
-
-    @field_validator("content")
-    @classmethod
-    def _has_text(cls, content: str) -> str:
-        if not content.strip():
-            raise ValueError("must not be blank")
-        return content
+    # The other roles are taken only to say why they are refused.
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(json_schema_extra={"enum": ["user"]})
+    content: Text
 
 
-class ChatRequest(BaseModel):
+class StreamOptions(BaseModel):
+    """What a streamed answer holds beside the text; fields that this server does not know are ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool | None = Field(default=None, description="Whether a last piece holds the tokens' numbers.")
+
+
+def _tell_unsupported(schema: dict[str, Any]) -> None:
+    for name, values in NEUTRAL_VALUES.items():
+        schema["properties"][name] = {"enum": [*values, None], "description": "Not supported: leave it out."}
+
+
+class ChatRequest(Sampling):
     """A question: exactly one message, of the role `user`."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(
+        strict=True,
+        extra="allow",
+        json_schema_extra=_tell_unsupported,
+    )
 
-    messages: list[Message] = Field(min_length=1)
-    model: str | None = Field(default=None, description="The served version, or the task's name.")
-    max_tokens: int | None = Field(
-        default=None, ge=1, description="Longest answer; by default the cap, never above it."
+    messages: list[Message] = Field(
+        min_length=1,
+        json_schema_extra={"maxItems": 1},
+        examples=[[{"role": "user", "content": "How often must the RCD of a charging point be tested?"}]],
     )
     max_completion_tokens: int | None = Field(default=None, ge=1, description="OpenAI's newer name for `max_tokens`.")
-    temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default, is greedy.")
-    seed: int | None = Field(default=None, ge=0, lt=2**32, description="For a temperature above 0; 0 by default.")
-    stream: bool | None = Field(default=None, description="Only false.")
+    stream_options: StreamOptions | None = Field(default=None, description="Only where `stream` is true.")
 
     def check(self) -> None:
         """Refuse what this server does not do.
@@ -141,10 +178,6 @@ class ChatRequest(BaseModel):
         Raises:
             ApiError: If the request asks for something whose absence would change the answer.
         """
-        if self.stream:
-            raise ApiError(
-                400, "Streaming is not supported: send stream=false or leave it out.", "unsupported", "stream"
-            )
         for name, value in (self.model_extra or {}).items():
             if name in NEUTRAL_VALUES and value is not None and value not in NEUTRAL_VALUES[name]:
                 raise ApiError(
@@ -169,6 +202,41 @@ class ChatRequest(BaseModel):
             raise ApiError(
                 400, "max_tokens and max_completion_tokens differ: send one of them.", "invalid_value", "max_tokens"
             )
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(
+                400, "stream_options needs stream=true: send both or neither.", "invalid_value", "stream_options"
+            )
+
+    def options(self) -> dict[str, Any]:
+        """Return what `exchange.Ask` has of it."""
+        return super().options() | {"max_tokens": self.max_tokens or self.max_completion_tokens}
+
+
+class AnswerRequest(Sampling):
+    """A question."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    question: Text = Field(examples=["How often must the RCD of a charging point be tested?"])
+
+
+class ClassifyRequest(BaseModel):
+    """A text to label."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    text: Text = Field(examples=["Where is my card?"])
+    model: ModelName
+
+
+class ExtractRequest(BaseModel):
+    """A question, and the passage whose words answer it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    question: Text = Field(examples=["How often must the RCD be tested?"])
+    context: Context = Field(examples=["The RCD of a charging point must be tested every three months."])
+    model: ModelName
 
 
 class FeedbackRequest(BaseModel):
@@ -176,7 +244,11 @@ class FeedbackRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    request_id: str = Field(pattern=REQUEST_ID, description="`x-request-id` of the answer.")
+    request_id: str = Field(
+        pattern=REQUEST_ID,
+        description="`x-request-id` of the answer.",
+        examples=["0d2e5c1a-7f3b-4a58-9d39-6f3f0f6e1c55"],
+    )
     rating: Literal["up", "down"]
     correction: str | None = Field(default=None, max_length=MAX_CONTENT_CHARS, description="The right answer.")
     comment: str | None = Field(default=None, max_length=MAX_COMMENT_CHARS)
@@ -185,59 +257,3 @@ class FeedbackRequest(BaseModel):
         max_length=MAX_CONTENT_CHARS,
         description="As it was asked; needed where the server keeps no text of requests.",
     )
-
-
-class FeedbackResponse(BaseModel):
-    """Where the feedback is kept."""
-
-    id: str
-
-
-class Source(BaseModel):
-    """One passage that the model was given, and where it comes from."""
-
-    chunk_id: str
-    title: str | None
-    heading: str = Field(description="Headings that the passage stands under, outermost first.")
-    url: str
-    page: int | None = Field(description="1-based, for PDF files.")
-    licence: str
-    publisher: str
-    fetched_at: datetime
-    score: float = Field(description="Cosine of question and passage, -1 to 1.")
-    text: str = Field(description="The passage.")
-
-
-class AnswerMessage(BaseModel):
-    """The answer."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-
-
-class Choice(BaseModel):
-    """The one choice."""
-
-    index: int = 0
-    message: AnswerMessage
-    finish_reason: str = Field(description="`stop`, or `length` where the answer was cut at max_tokens.")
-
-
-class Usage(BaseModel):
-    """Tokens of the prompt, passages included, and of the answer."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class ChatResponse(BaseModel):
-    """An answer; `sources` is this server's addition to OpenAI's form."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int = Field(description="Unix seconds.")
-    model: str
-    choices: list[Choice]
-    usage: Usage
-    sources: list[Source]
