@@ -29,10 +29,12 @@ def show(task: TaskOption = "ev_charging") -> None:
 
     Example: `ev-platform dataset show --task ev_charging`
     """
+    from ev_platform.dataset.steps import reviewable
     from ev_platform.storage import Store
 
     settings = get_settings()
-    store, name = Store(settings.data_root), get_task(task, settings.tasks_root).name
+    store, chosen = Store(settings.data_root), get_task(task, settings.tasks_root)
+    name = chosen.name
     examples = store.read("examples", name)
     if examples.is_empty():
         raise UserError(
@@ -46,9 +48,13 @@ def show(task: TaskOption = "ev_charging") -> None:
     calls = store.read("teacher_calls", name)
     _print_counts("Teacher's calls", calls, "purpose", "model", "status", cost=True)
     say(f"Paid to teachers: {calls['cost_usd'].sum():.4f} USD")
-    reviews = store.read("reviews", name)
+    feedback, reviews = store.read("feedback_candidates", name), store.read("reviews", name)
+    if feedback.height:
+        is_decided = pl.col("example_id").is_in(reviews["example_id"].to_list())
+        decided = pl.when(is_decided).then(pl.lit("yes")).otherwise(pl.lit("no, see review-export --feedback"))
+        _print_counts("From feedback", feedback.with_columns(decided.alias("decided")), "kind", "decided")
     if reviews.height:
-        _print_agreement(reviews, pl.concat([store.read("qa_candidates", name), examples]))
+        _print_agreement(reviews, reviewable(chosen, store))
 
 
 def _print_counts(title: str, frame: pl.DataFrame, *columns: str, cost: bool = False) -> None:
@@ -167,18 +173,28 @@ def review_export(
     task: TaskOption = "ev_charging",
     n: Annotated[int, typer.Option(min=1, help="Most rows.")] = 50,
     seed: Annotated[int, typer.Option(help="Another seed, another sample.")] = 17,
+    feedback: Annotated[
+        bool, typer.Option("--feedback", help="What people said of served answers, and nobody has decided on yet.")
+    ] = False,
 ) -> None:
-    """Write a sample of the training examples for people to accept, edit or reject.
+    """Write a sample of the training examples, or of the feedback, for people to accept, edit or reject.
 
     Example: `ev-platform dataset review-export --task ev_charging --n 50 --out review.csv`
     """
-    from ev_platform.dataset.review import export_sample
+    from ev_platform.dataset.review import export_feedback, export_sample
+    from ev_platform.dataset.steps import feedback_build
     from ev_platform.storage import Store
 
     settings = get_settings()
-    store, name = Store(settings.data_root), get_task(task, settings.tasks_root).name
-    examples, chunks, documents = (store.read(table, name) for table in ("examples", "chunks", "clean_documents"))
-    n_written = export_sample(examples, chunks, documents, out, n=n, seed=seed)
+    store, chosen = Store(settings.data_root), get_task(task, settings.tasks_root)
+    name = chosen.name
+    chunks, documents = (store.read(table, name) for table in ("chunks", "clean_documents"))
+    if feedback:
+        store.build(["feedback_candidates"], name, inputs={}, **feedback_build(chosen, store))
+        candidates, reviews = (store.read(table, name) for table in ("feedback_candidates", "reviews"))
+        n_written = export_feedback(candidates, reviews, chunks, documents, out, n=n, seed=seed)
+    else:
+        n_written = export_sample(store.read("examples", name), chunks, documents, out, n=n, seed=seed)
     say(f"Wrote {n_written} rows to {out}: fill in decision (accept, edit or reject), edited_question or edited_answer")
     say(f"for an edit, and reviewer; then `ev-platform dataset review-import --task {name} {out}`")
 
@@ -196,12 +212,12 @@ def review_import(
     """
     from ev_platform.dataset.agreement import merge_reviews
     from ev_platform.dataset.review import read_review
+    from ev_platform.dataset.steps import reviewable
     from ev_platform.storage import Store, frame_fingerprint, now
 
     settings = get_settings()
-    store, name = Store(settings.data_root), get_task(task, settings.tasks_root).name
-    # What a review edited or rejected is no longer among the examples, but still among the candidates.
-    known = pl.concat([store.read("qa_candidates", name), store.read("examples", name)])
+    store, chosen = Store(settings.data_root), get_task(task, settings.tasks_root)
+    name, known = chosen.name, reviewable(chosen, store)
     earlier = store.read("reviews", name)
     new = read_review(file, known, now(), reviewer)
     merged = merge_reviews(earlier, new)

@@ -429,7 +429,7 @@ def test_unknown_task_is_told_with_the_known_ones(workspace):
 
 
 def test_unknown_stage_is_told_with_the_known_ones(workspace):
-    with pytest.raises(UserError, match=r"There is no stage 'colect'; the stages are collect, corpus, .*registry\."):
+    with pytest.raises(UserError, match=r"There is no stage 'colect'; the stages are collect, corpus, .*serving\."):
         workspace.run(stages=["colect"])
 
 

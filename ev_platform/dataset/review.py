@@ -37,6 +37,8 @@ COLUMNS: tuple[str, ...] = (
     "reviewer",
     "comment",
 )
+# A sheet of feedback says beside that how the answer came to be judged.
+FEEDBACK_COLUMNS: tuple[str, ...] = (*COLUMNS, "given_answer", "n_up", "n_down", "users_comments", "request_id")
 _NEEDED = ("example_id", "decision", "edited_question", "edited_answer", "reviewer", "comment")
 # A spreadsheet runs a cell that begins so; one quote in front makes it text. A cell that has quotes before such a
 # character gets one more, so that taking one away always gives back what was written.
@@ -68,17 +70,13 @@ def export_sample(
         UserError: If the file's name ends otherwise, the file exists (it may hold somebody's work), or there is nothing
             to judge.
     """
-    _check_suffix(path)
-    if path.exists():
-        raise UserError(f"{path} exists and may hold somebody's decisions: name another file, or move it away.")
+    _check_free(path)
     rows = _draw(examples.filter(pl.col("split") != "test").to_dicts(), n, seed)
     if not rows:
         raise UserError("There are no training examples to review: run `ev-platform run --stage dataset` first.")
-    passages = {c["chunk_id"]: passage_text(c["heading_path"], c["text"]) for c in chunks.iter_rows(named=True)}
-    urls = dict(documents.select("document_id", "url").iter_rows())
-    empty = dict.fromkeys(COLUMNS, "")
+    passages, urls = _passages(chunks), dict(documents.select("document_id", "url").iter_rows())
     table = [
-        empty
+        dict.fromkeys(COLUMNS, "")
         | {name: row[name] for name in ("example_id", "question", "answer", "kind", "origin")}
         | {
             "passage": row["context"] or passages.get(row["chunk_id"], ""),
@@ -86,8 +84,73 @@ def export_sample(
         }
         for row in rows
     ]
-    write_atomic(path, as_csv(table, COLUMNS) if path.suffix == ".csv" else _as_parquet(table))
+    _write(path, table, COLUMNS)
     return len(table)
+
+
+def export_feedback(
+    candidates: pl.DataFrame,
+    reviews: pl.DataFrame,
+    chunks: pl.DataFrame,
+    documents: pl.DataFrame,
+    path: Path,
+    *,
+    n: int,
+    seed: int,
+) -> int:
+    """Write what people said of served answers, and nobody has decided on yet, for people to judge.
+
+    Args:
+        candidates: The `feedback_candidates` table.
+        reviews: The `reviews` table.
+        chunks: The `chunks` table; passages that are no longer in it are not shown.
+        documents: The `clean_documents` table.
+        path: As in `export_sample`. A row without an answer is one that somebody disliked without saying why: write the
+            right one, or reject it.
+        n: Most rows; of more, every kind gets its share.
+        seed: Of the choice.
+
+    Returns:
+        The number of rows written.
+
+    Raises:
+        UserError: As in `export_sample`.
+    """
+    _check_free(path)
+    waiting = candidates.filter(~pl.col("example_id").is_in(reviews["example_id"].to_list()))
+    rows = _draw(waiting.with_columns(origin=pl.lit("feedback"), document_id=pl.lit("")).to_dicts(), n, seed)
+    if not rows:
+        raise UserError("There is no feedback to review: none was given, or all of it is decided.")
+    passages, urls = _passages(chunks), dict(documents.select("document_id", "url").iter_rows())
+    source = {chunk_id: urls.get(document, "") for chunk_id, document in chunks["chunk_id", "document_id"].iter_rows()}
+    table = [
+        dict.fromkeys(FEEDBACK_COLUMNS, "")
+        | {name: row[name] for name in ("example_id", "question", "answer", "kind", "origin", "request_id")}
+        | {name: str(row[name]) for name in ("n_up", "n_down")}
+        | {
+            "passage": "\n\n".join(passages[chunk_id] for chunk_id in row["chunk_ids"] if chunk_id in passages),
+            "url": next((source[chunk_id] for chunk_id in row["chunk_ids"] if chunk_id in source), ""),
+            "given_answer": row["given_answer"] or "",
+            "users_comments": "\n".join(row["comments"]),
+        }
+        for row in rows
+    ]
+    _write(path, table, FEEDBACK_COLUMNS)
+    return len(table)
+
+
+def _check_free(path: Path) -> None:
+    _check_suffix(path)
+    if path.exists():
+        raise UserError(f"{path} exists and may hold somebody's decisions: name another file, or move it away.")
+
+
+def _passages(chunks: pl.DataFrame) -> dict[str, str]:
+    return {c["chunk_id"]: passage_text(c["heading_path"], c["text"]) for c in chunks.iter_rows(named=True)}
+
+
+def _write(path: Path, table: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
+    write_atomic(path, as_csv(table, columns) if path.suffix == ".csv" else _as_parquet(table, columns))
 
 
 def _draw(rows: Sequence[dict[str, Any]], n: int, seed: int) -> list[dict[str, Any]]:
@@ -127,9 +190,9 @@ def as_csv(table: Iterable[Mapping[str, str]], columns: Sequence[str]) -> bytes:
     return buffer.getvalue().encode("utf-8-sig")
 
 
-def _as_parquet(table: Sequence[dict[str, Any]]) -> bytes:
+def _as_parquet(table: Sequence[Mapping[str, str]], columns: Sequence[str]) -> bytes:
     buffer = io.BytesIO()
-    pl.DataFrame(table, schema=dict.fromkeys(COLUMNS, pl.String)).write_parquet(buffer)
+    pl.DataFrame(table, schema=dict.fromkeys(columns, pl.String)).write_parquet(buffer)
     return buffer.getvalue()
 
 
@@ -143,7 +206,7 @@ def read_review(
 
     Args:
         path: `.csv` or `.parquet`.
-        examples: Every example that may have been asked about, as `examples` and `qa_candidates` hold them.
+        examples: Every row that may have been asked about: see `steps.reviewable`.
         reviewed_at: When, for all rows.
         default_reviewer: Whose decisions they are where the file does not say.
 
@@ -245,6 +308,8 @@ def _check_decision(
         )
     if decision != "edit" and edits:
         raise UserError(f"{where}: decision is {decision}, but {edits[0]} is filled in: write edit, or empty the cell.")
+    if decision != "reject" and not (cells["edited_answer"] or example["answer"]):
+        raise UserError(f"{where}: there is no answer yet: write edit and the right one into edited_answer, or reject.")
     for name in ("question", "answer"):
         # Work that somebody did in the wrong cell must not get lost.
         if cells[name] and cells[name].split() != example[name].split():

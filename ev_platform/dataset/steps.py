@@ -10,9 +10,12 @@ from typing import Any
 
 import polars as pl
 
+from ev_platform.corpus import privacy
+from ev_platform.dataset import feedback as feedback_rules
 from ev_platform.dataset.agreement import winning_reviews
 from ev_platform.dataset.coverage import build_coverage
 from ev_platform.dataset.examine import examine_teacher
+from ev_platform.dataset.feedback import accepted_examples, collect_candidates, decided_candidates
 from ev_platform.dataset.generate import make_brief, make_candidates, prompt_rows
 from ev_platform.dataset.locate import Locator, locate_rows
 from ev_platform.dataset.validate import validate_candidates
@@ -20,7 +23,8 @@ from ev_platform.errors import UserError
 from ev_platform.prompting import passage_text
 from ev_platform.records import to_frame
 from ev_platform.retrieval import Retriever
-from ev_platform.storage import Store
+from ev_platform.serving.journal import read_journal
+from ev_platform.storage import Store, code_version, fingerprint
 from ev_platform.tasks import Task
 from ev_platform.tasks.formats import Problem
 from ev_platform.tasks.rows import TaskRow, read_rows, row_files, scan_texts
@@ -110,28 +114,70 @@ def generate(
     return make_candidates(task, read_task_rows(task), read_unlabelled(task), chunks, documents, dropped, teacher)
 
 
+def feedback_build(task: Task, store: Store) -> dict[str, Any]:
+    """Return what `Store.build` needs to bring `feedback_candidates` up to date: `config`, `code` and `compute`.
+
+    The graph and the command line build it alike, so that what one has built the other need not build again.
+    """
+    feedback = read_journal(store.root, "feedback").filter(pl.col("task") == task.name)
+
+    def compute() -> dict[str, pl.DataFrame]:
+        previous, reviews = (store.read(table, task.name) for table in ("feedback_candidates", "reviews"))
+        return {"feedback_candidates": collect_candidates(feedback, previous, reviews)}
+
+    # Its rows never change, so that their ids tell what there is.
+    return {
+        "config": {"feedback": fingerprint(feedback["feedback_id"].to_list())},
+        "code": code_version(feedback_rules, privacy),
+        "compute": compute,
+    }
+
+
+def decided_feedback(task: Task, store: Store, candidates: pl.DataFrame) -> pl.DataFrame:
+    """Return the candidates from feedback that somebody has decided on: no others take part in a run."""
+    return decided_candidates(candidates, store.read("reviews", task.name))
+
+
+def reviewable(task: Task, store: Store) -> pl.DataFrame:
+    """Return every row that a review may be about: its id, question, answer, kind and origin.
+
+    What a review edited or rejected is no longer among the examples, but still among the candidates.
+    """
+    columns = ("example_id", "question", "answer", "kind", "origin")
+    feedback = store.read("feedback_candidates", task.name).with_columns(pl.lit("feedback").alias("origin"))
+    rows = [store.read("qa_candidates", task.name), store.read("examples", task.name), feedback]
+    return pl.concat([frame.select(columns) for frame in rows])
+
+
 def validate(
     task: Task,
     store: Store,
     run_id: str,
     candidates: pl.DataFrame,
     generation_log: pl.DataFrame,
+    feedback: pl.DataFrame,
     chunks: pl.DataFrame,
     documents: pl.DataFrame,
 ) -> dict[str, pl.DataFrame]:
-    """Judge the candidates by rules, by people's reviews and by the teacher, and count what covers the sources."""
+    """Judge the candidates by rules, by people's reviews and by the teacher, and count what covers the sources.
+
+    Of the candidates from feedback only those take part that somebody has decided on.
+    """
 
     def ask_teacher(jobs: list[CheckJob]) -> Iterator[Outcome[Check]]:
         teacher = open_teacher(task, store.root, run_id)
         return teacher.check(make_brief(task, read_task_rows(task)), jobs)
 
-    teaching = task.config.teacher
+    teaching, task_type = task.config.teacher, get_task_type(task.config.type)
+    reviews = winning_reviews(store.read("reviews", task.name))
+    accepted = accepted_examples(feedback, reviews, chunks, task_type, task.config.no_answer)
+    candidates = pl.concat([candidates, to_frame("qa_candidates", accepted)])
     judged = validate_candidates(
         candidates,
         chunks,
-        winning_reviews(store.read("reviews", task.name)),
+        reviews,
         config=task.config.dataset,
-        task_type=get_task_type(task.config.type),
+        task_type=task_type,
         classes=task.classes,
         no_answer=task.config.no_answer,
         languages=task.config.corpus.languages,

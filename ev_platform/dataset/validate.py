@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from ev_platform.dataset.feedback import find_unsound
 from ev_platform.dataset.filters import (
     find_dependence,
     find_foreign,
@@ -67,8 +68,9 @@ def validate_candidates(
 
     Where two rows are the same, the earlier one in this order stays: test rows, which are kept whatever they look like
     unless one repeats another; hand-written train rows; rows that a person accepted or edited, which no rule on style
-    judges; generated and labelled rows. Only generated rows that pass every rule are put to the teacher; where it gives
-    no verdict, the rules' verdict stands.
+    judges; generated and labelled rows. A row that comes from feedback counts as hand-written, but must be supported by
+    its passage. Only generated rows that pass every rule are put to the teacher; where it gives no verdict, the rules'
+    verdict stands.
 
     Args:
         candidates: The `qa_candidates` table.
@@ -92,12 +94,18 @@ def validate_candidates(
     rows, flaws = [rows[i] for i in order], {n: flaws[i] for n, i in enumerate(order) if i in flaws}
 
     for i, row in enumerate(rows):
-        if i not in flaws and row["split"] != "test":
+        if i not in flaws and row["split"] != "test" and row["request_id"] is None:
             passage = row["context"] or passages.get(row["chunk_id"] or "")
             flaw = _judge(row, passage, config, task_type, classes, no_answer, languages)
             if flaw:
                 flaws[i] = flaw
-    for judge in (_leaks(chunks, config, embed), _labels(classes, embed), _repeats(config, embed, classes)):
+    judges = (
+        _leaks(chunks, config, embed),
+        _from_feedback(passages, task_type, classes, no_answer),
+        _labels(classes, embed),
+        _repeats(config, embed, classes),
+    )
+    for judge in judges:
         left = [i for i in range(len(rows)) if i not in flaws]
         flaws |= {left[i]: flaw for i, flaw in judge([rows[i] for i in left]).items()}
     if check is not None:
@@ -207,7 +215,8 @@ def _leaks(
         found = find_overlaps(frame.filter(pl.col("split") != "test"), test, chunks, config, embed=embed)
         where = dict(zip(test["example_id"], test["row"], strict=True))
         flaws: dict[str, Flaw] = {}
-        for leak in found:
+        # That a question is a test row's own says more than that they share a document.
+        for leak in sorted(found, key=lambda leak: leak.reason != "equals_test_question"):
             place = where[leak.test_example_id] or leak.test_example_id
             flaws.setdefault(leak.example_id, (leak.reason, f"{leak.figure:.2f}: {place}"))
         return {
@@ -215,6 +224,23 @@ def _leaks(
             for i, row in enumerate(rows)
             if row["split"] != "test" and row["example_id"] in flaws
         }
+
+    return judge
+
+
+def _from_feedback(
+    passages: Mapping[str, str], task_type: TaskType, classes: Mapping[str, str], no_answer: str
+) -> Callable[[list[dict[str, Any]]], dict[int, Flaw]]:
+    """Return what finds the accepted rows from feedback that are unsound, after those that ask what a test row asks."""
+
+    def judge(rows: list[dict[str, Any]]) -> dict[int, Flaw]:
+        flaws: dict[int, Flaw] = {}
+        for i, row in enumerate(rows):
+            if row["request_id"] is not None:
+                flaw = find_unsound(row, passages.get(row["chunk_id"] or ""), task_type, classes, no_answer)
+                if flaw:
+                    flaws[i] = flaw
+        return flaws
 
     return judge
 

@@ -132,6 +132,7 @@ def validate(
     context: dg.AssetExecutionContext,
     store: StoreResource,
     qa_candidates: Table,
+    feedback_candidates: Table,
     generation_log: Table,
     chunks: Table,
     clean_documents: Table,
@@ -139,12 +140,15 @@ def validate(
     """Judge each candidate with its source in front; reviewed ones win."""
     task, opened = store.task(context.partition_key), store.store()
     reviews = opened.current("reviews", task.name)
+    # Feedback that nobody has decided on takes no part, so that it makes nothing stale either.
+    feedback = steps.decided_feedback(task, opened, feedback_candidates.frame)
     yield from build(
         context,
         store,
         ["examples", "rejected_examples", "coverage"],
         inputs={"qa_candidates": qa_candidates, "generation_log": generation_log, "chunks": chunks},
-        config=describe_task(task, "teacher", "dataset") | {"reviews": reviews.fingerprint if reviews else None},
+        config=describe_task(task, "teacher", "dataset")
+        | {"reviews": reviews.fingerprint if reviews else None, "feedback": feedback["example_id"].to_list()},
         code=CODE,
         force=steps.has_news(opened, task.name, "examples", "rejected_examples"),
         compute=lambda: steps.validate(
@@ -153,6 +157,7 @@ def validate(
             context.run_id,
             qa_candidates.frame,
             generation_log.frame,
+            feedback,
             chunks.frame,
             clean_documents.frame,
         ),
@@ -306,10 +311,12 @@ def sources_are_covered(coverage: Table) -> dg.AssetCheckResult:
 
 @table_check("examples", "qa_candidates", "rejected_examples", is_blocking=True)
 def candidates_add_up(qa_candidates: Table, examples: Table, rejected_examples: Table) -> dg.AssetCheckResult:
-    """Candidates in equal examples plus rejected examples."""
-    n_in, n_kept, n_rejected = (t.record.n_rows for t in (qa_candidates, examples, rejected_examples))
+    """Candidates in, those from feedback that somebody decided on among them, equal examples plus rejected ones."""
+    n_made, n_kept, n_rejected = (t.record.n_rows for t in (qa_candidates, examples, rejected_examples))
+    n_feedback = len(examples.record.config.get("feedback", ()))
     return dg.AssetCheckResult(
-        passed=n_in == n_kept + n_rejected, metadata={"in": n_in, "kept": n_kept, "rejected": n_rejected}
+        passed=n_made + n_feedback == n_kept + n_rejected,
+        metadata={"in": n_made, "from_feedback": n_feedback, "kept": n_kept, "rejected": n_rejected},
     )
 
 

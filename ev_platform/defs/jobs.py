@@ -12,7 +12,7 @@ from ev_platform.records import Promotion
 from ev_platform.registry import promotion, prune
 from ev_platform.registry.note import rewrite_report
 
-STAGES = ("collect", "corpus", "dataset", "training", "evaluation", "registry")
+STAGES = ("collect", "corpus", "dataset", "training", "evaluation", "registry", "serving")
 
 _DESCRIPTIONS = {
     "collect": "Fetch pages and files; unchanged ones transfer headers only.",
@@ -21,6 +21,7 @@ _DESCRIPTIONS = {
     "training": "Train the adapter, merge and export it.",
     "evaluation": "Let every system answer the benchmark.",
     "registry": "Register the model, judge it, and promote it if it is better.",
+    "serving": "Compare what is asked of the served model with what it was trained on.",
 }
 
 
