@@ -84,34 +84,37 @@ def schedule(
 @app.command()
 @plain_errors
 def serve(
-    task: TaskOption = "ev_charging",
-    model: Annotated[
-        str | None, typer.Option(help="Alias, which is followed, or version; the champion by default.")
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What to serve: TASK (its champion), TASK@ALIAS or TASK@NUMBER; ev_charging by default. An alias is "
+            "followed. The first answers requests that name no model."
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; EV_HOST by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; EV_PORT by default.")] = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Processes that hold the model.")] = 1,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that hold each model.")] = 1,
 ) -> None:
-    """Serve a registered model over HTTP, until stopped; a promotion or a rollback takes effect while it serves.
+    """Serve registered models over HTTP, until stopped; a promotion or a rollback takes effect while it serves.
 
-    Example: `ev-platform serve --task ev_charging --port 8000`
+    It speaks HTTPS where EV_TLS_CERTIFICATE and EV_TLS_KEY name PEM files.
+
+    Example: `ev-platform serve ev_charging squad@candidate --port 8000`
     """
     quiet()
-    from ev_platform.registry import resolve
     from ev_platform.serving import run as serving
-    from ev_platform.storage import Store
 
     settings = get_settings()
-    resolve(Store(settings.data_root), task, model)  # a wrong name is told before Ray starts
     serving.serve(
-        task,
+        models or ["ev_charging"],
         data_root=settings.data_root,
         tasks_dir=settings.tasks_root,
-        release_name=model,
-        host=host or settings.host,
-        port=port or settings.port,
+        endpoint=serving.Endpoint(
+            host or settings.host, port or settings.port, settings.tls_certificate, settings.tls_key
+        ),
+        config=settings.serving,
         replicas=replicas,
-        on_ready=lambda url: console.print(f"Serving {task} at {url} (Ctrl-C stops)"),
+        on_ready=lambda url: console.print(f"Serving {', '.join(models or ['ev_charging'])} at {url} (Ctrl-C stops)"),
     )
 
 
@@ -135,6 +138,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
     url: Annotated[str | None, typer.Option(help="Where the endpoint listens; EV_HOST and EV_PORT by default.")] = None,
     key: Annotated[str, typer.Option(envvar="EV_API_KEY", help="API key.")] = "",
+    model: Annotated[str | None, typer.Option(help="What to ask; the endpoint's first model by default.")] = None,
 ) -> None:
     """Ask a running endpoint and print the answer with its sources.
 
@@ -143,7 +147,8 @@ def ask(
     from ev_platform.demo import ask_endpoint, print_answer
 
     settings = get_settings()
-    print_answer(console, question, ask_endpoint(url or f"http://{settings.host}:{settings.port}", key, question))
+    url = url or f"http{'s' if settings.tls_certificate else ''}://{settings.host}:{settings.port}"
+    print_answer(console, question, ask_endpoint(url, key, question, model))
 
 
 @app.command()

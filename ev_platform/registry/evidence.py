@@ -159,7 +159,7 @@ def replay_sample(
         release = load_release(store, task, version["model_version"])
         from ev_platform.serving.replay import replay
 
-        answers = replay(release, store.root, rows["question"].to_list(), release.max_new_tokens)
+        answers = replay(release, rows["question"].to_list(), release.max_new_tokens)
     except UserError as error:
         return Replayed(rows.height, 0, error=str(error))
     except ModuleNotFoundError as error:
