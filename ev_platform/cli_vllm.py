@@ -26,16 +26,13 @@ def models_vllm(
 
     Example: `ev-platform models vllm ev_charging@3 --out vllm.yaml`
     """
+    from ev_platform.serving.live import split_model
     from ev_platform.serving.vllm import serve_config
     from ev_platform.storage import Store
 
-    task, at, name = model.partition("@")
-    # An alias stands without its task in the registry, a version with it.
-    wanted = (model if name.isdigit() else name) if at else None
     config = serve_config(
         Store(get_settings().data_root),
-        task,
-        wanted,
+        *split_model(model),
         host=host,
         port=port,
         replicas=replicas,

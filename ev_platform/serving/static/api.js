@@ -89,7 +89,7 @@ async function send(path, { key, body, signal }) {
     response = await fetch(path, request);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem("The server cannot be reached. Check your connection, then ask again.");
+    throw new Problem("The server cannot be reached. Check your connection, then try again.");
   }
   if (response.ok) return response;
   throw await refusal(response);
@@ -100,7 +100,7 @@ async function refusal(response) {
   // A proxy in front may answer with a page of its own.
   const { message, code } = (await response.json().catch(() => ({}))).error ?? {};
   const wait = duration(Number(response.headers.get("retry-after")));
-  const again = wait ? `Ask again in ${wait}.` : "Ask again in a moment.";
+  const again = wait ? `Try again in ${wait}.` : "Try again in a moment.";
   const said = message ?? `The server answered with status ${status}.`;
   const sentences = {
     401: "The server does not accept this key: it is mistyped, expired or revoked. Enter another.",
@@ -110,7 +110,7 @@ async function refusal(response) {
       {
         quota_exceeded: `This key has used up its tokens for today. ${again}`,
         concurrency_limit: `This key has too many questions under way. ${again}`,
-      }[code] ?? `Too many questions in a short time. ${again}`,
+      }[code] ?? `Too many requests in a short time. ${again}`,
     502: `The server is not ready. ${again}`,
     503: `The server is busy or not ready. ${again}`,
     504: `The answer took too long. ${again}`,

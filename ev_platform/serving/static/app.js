@@ -70,6 +70,11 @@ async function enter(key) {
     part("key-error").textContent = problem.message;
     return;
   }
+  if (!models.length) {
+    part("entry").hidden = false;
+    part("key-error").textContent = "No model answers yet. Try again in a moment.";
+    return;
+  }
   api.keepKey(key);
   part("key").value = "";
   part("entry").hidden = true;
@@ -167,7 +172,9 @@ function reveal(element) {
 }
 
 async function refreshModels() {
-  models = await api.listModels(api.storedKey()).catch(() => models);
+  const now = await api.listModels(api.storedKey()).catch(() => []);
+  if (!now.length) return;
+  models = now;
   listModels();
 }
 

@@ -32,7 +32,7 @@ export class Turn {
     if (!citations.length) return;
     const box = this.#show(".sources");
     box.querySelector("summary").textContent = isAbstention
-      ? `Nearest passages (${citations.length}), not near enough to answer from`
+      ? `Passages that were looked at (${citations.length})`
       : `Sources (${citations.length}): what the model was given`;
     box.open = !isAbstention;
     box.querySelector("ol").replaceChildren(...citations.map(sourceItem));
