@@ -1,11 +1,13 @@
-"""Rows as a server logs them, for tests."""
+"""Replies, rows and figures as a server makes them, for tests."""
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from ev_platform.records import Feedback, ServedRequest
-
-AT = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+from ev_platform.serving import metrics
+from ev_platform.serving.exchange import Citation, Reply
 
 
 def served(request_id: str = "req_1", asked_at: datetime | None = None, **changes: Any) -> ServedRequest:
@@ -59,3 +61,35 @@ def judged(feedback_id: str = "fb_1", given_at: datetime | None = None, **change
         "chunk_ids": ["chk_cable"],
     }
     return Feedback(**fields | changes)
+
+
+def cited(chunk_id: str, score: float) -> Citation:
+    at = datetime(2026, 11, 2, tzinfo=UTC)
+    return Citation(chunk_id, "text", None, "", "https://example.org/", None, "CC0-1.0", "Press", at, score)
+
+
+REPLY = Reply(
+    text="32 A.",
+    finish_reason="stop",
+    model_version="observed@3",
+    citations=(cited("chk_1", 0.75), cited("chk_2", 0.25)),
+    n_prompt_tokens=100,
+    n_completion_tokens=4,
+    similarity=0.5,
+    queue_ms=2.0,
+    retrieve_ms=3.0,
+    first_token_ms=40.0,
+    generate_ms=90.0,
+    batch_size=2,
+)
+
+
+def figure(name: str, **labels: str) -> float:
+    return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.005)

@@ -14,7 +14,7 @@ import pytest
 
 from ev_platform.serving.journal import Journal, find_request, read_journal, text_hash, tokens_today
 from ev_platform.serving.segments import Segments
-from ev_platform_tests.serving.rows import judged, served
+from ev_platform_tests.serving.rows import judged, served, wait_for
 
 
 @pytest.fixture
@@ -33,13 +33,6 @@ def open_journal(tmp_path):
 
 def ids(root, **options):
     return read_journal(root, "requests", **options)["request_id"].to_list()
-
-
-def wait_for(condition, seconds=10.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def test_row_is_read_at_once_and_as_it_was(tmp_path, open_journal):
