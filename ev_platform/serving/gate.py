@@ -85,7 +85,7 @@ class Gate:
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, held: contextlib.ExitStack) -> None:
         added: dict[str, str] = {}
-        send = _adding(added, send)
+        send = _watched(send, added, held)
         state = scope.setdefault("state", {})
         headers = Headers(scope=scope)
         try:
@@ -96,6 +96,7 @@ class Gate:
                 key = state["key"] = self._check_key(scope, headers)
                 is_answering = _check_scope(path, key)
                 left = held.enter_context(self._limits.admit(key, spends_tokens=is_answering))
+                held.callback(self._charge, state)
                 added.update(_ratelimit_headers(key, left))
             messages = await _read_body(headers, receive, self._body_timeout_s)
         except ApiError as error:
@@ -109,10 +110,7 @@ class Gate:
         async def replay() -> Message:
             return messages.pop(0) if messages else await receive()
 
-        try:
-            await self._app(scope, replay, send)
-        finally:
-            self._charge(state)
+        await self._app(scope, replay, send)
 
     def _check_key(self, scope: Scope, headers: Headers) -> keys.KeyInfo:
         sent = headers.getlist("authorization")
@@ -218,15 +216,18 @@ def _ratelimit_headers(key: keys.KeyInfo, left: Left) -> dict[str, str]:
     return {f"x-ratelimit-{name}": str(figure) for name, figure in figures.items() if figure is not None}
 
 
-def _adding(headers: dict[str, str], send: Send) -> Send:
-    """Return a `send` that adds these headers, as they are by then, to the answer."""
+def _watched(send: Send, headers: dict[str, str], held: contextlib.ExitStack) -> Send:
+    """Return a `send` that adds these headers, as they are by then, and lets go of what is held with the last byte."""
 
-    async def send_with_headers(message: Message) -> None:
+    async def watched(message: Message) -> None:
         if message["type"] == "http.response.start":
             MutableHeaders(scope=message).update(headers)
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            # Before it: who has the whole answer may ask again at once, and must find its place free.
+            held.close()
         await send(message)
 
-    return send_with_headers
+    return watched
 
 
 def error_response(error: ApiError) -> JSONResponse:

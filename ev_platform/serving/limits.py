@@ -28,8 +28,8 @@ from ev_platform.serving.keys import KeyInfo
 from ev_platform.serving.schemas import ApiError
 from ev_platform.storage import now
 
-# A person mistypes a key a few times; a program that sends a wrong one sends it forever.
-MAX_FAILED_PER_MINUTE = 20
+# As many requests as a key may make by default: without one there should not be more.
+MAX_FAILED_PER_MINUTE = 60
 MAX_ADDRESSES = 4096
 
 
