@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 REQUEST_ID = r"^[A-Za-z0-9_.-]{1,64}$"
 MAX_CONTENT_CHARS = 8_000
@@ -105,6 +105,7 @@ ModelName = Annotated[
     ),
 ]
 _Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
+_Stops = Annotated[list[_Stop], Field(max_length=MAX_STOPS)]
 
 
 class Sampling(BaseModel):
@@ -116,19 +117,21 @@ class Sampling(BaseModel):
     max_tokens: int | None = Field(default=None, ge=1, description="Longest answer; the evaluated length and no more.")
     temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default, is greedy and repeats.")
     seed: int | None = Field(default=None, ge=0, lt=2**32, description="For a temperature above 0; 0 by default.")
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None = Field(
-        default=None, description=f"Texts that end the answer before they are written, {MAX_STOPS} at most."
-    )
+    stop: Annotated[
+        _Stops | None,
+        BeforeValidator(
+            lambda stop: [stop] if isinstance(stop, str) else stop, json_schema_input_type=_Stop | _Stops | None
+        ),
+    ] = Field(default=None, description=f"Texts that end the answer before they are written, {MAX_STOPS} at most.")
     stream: bool | None = Field(default=None, description="Whether to send the answer piece by piece (SSE).")
 
     def options(self) -> dict[str, Any]:
         """Return what `exchange.Ask` has of it."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return {
             "max_tokens": self.max_tokens,
             "temperature": self.temperature or 0.0,
             "seed": self.seed or 0,
-            "stop": tuple(stop),
+            "stop": tuple(self.stop or ()),
         }
 
 

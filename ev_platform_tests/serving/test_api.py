@@ -1,5 +1,3 @@
-import contextlib
-import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,227 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from ev_platform.serving.api import create_api
-from ev_platform.serving.gate import MAX_BODY_BYTES
-from ev_platform.serving.keys import create_key, revoke_key
-from ev_platform.serving.replay import served
-from ev_platform.serving.schemas import MAX_CONTENT_CHARS
-from ev_platform.serving.worker import MAX_PENDING
-from ev_platform.tasks.types import get_task_type
-from ev_platform_tests.serving.fakes import fake_release
-
-QUESTION = "How often must one test the RCD?"
-
-
-class Server:
-    """The application on a loopback port, with a client that holds a key."""
-
-    def __init__(self, root, release=None):
-        self.root = root
-        self.key = create_key(root, "tests")
-        self.release = release or fake_release()
-        self._open = contextlib.ExitStack()
-        self.url = self._open.enter_context(served(create_api(self.release, root)))
-        headers = {"Authorization": f"Bearer {self.key}"}
-        self.client = self._open.enter_context(httpx.Client(base_url=self.url, headers=headers, timeout=20))
-
-    def ask(self, content=QUESTION, **fields):
-        body = {"messages": [{"role": "user", "content": content}], **fields}
-        return self.client.post("/v1/chat/completions", json=body)
-
-    def close(self):
-        self._open.close()
+from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.keys import create_key
+from ev_platform_tests.serving.server import Server, error_of
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("data"))
-    yield server
-    server.close()
+    with Server(tmp_path_factory.mktemp("data")) as server:
+        yield server
 
 
-def error_of(answer):
-    """Return the error, after checking that it has OpenAI's form."""
-    assert set(answer.json()) == {"error"}
-    error = answer.json()["error"]
-    assert set(error) == {"message", "type", "code", "param"}
-    return error
-
-
-def test_healthz_without_key_names_the_model(server):
-    answer = httpx.get(f"{server.url}/healthz")
-    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "model": "fake_task@3"})
-
-
-def test_question_with_key_is_answered_in_openai_form(server):
-    answer = server.ask()
-    assert answer.status_code == 200
-    body = answer.json()
-    assert body["object"] == "chat.completion"
-    assert body["model"] == "fake_task@3"
-    assert body["id"].startswith("chatcmpl-")
-    (choice,) = body["choices"]
-    assert choice["finish_reason"] == "stop"
-    assert choice["message"]["role"] == "assistant"
-    usage = body["usage"]
-    assert usage["completion_tokens"] == 5
-    assert usage["total_tokens"] == usage["prompt_tokens"] + 5
-
-
-def test_prompt_is_the_shared_template_with_passages_best_first(server):
-    prompt = server.ask().json()["choices"][0]["message"]["content"].partition(" | ")[2]
-    assert prompt == (
-        "system: Answers questions about charging.\n"
-        "user: Operations manual > RCD\nTest the RCD every three months.\n\n"
-        "Cable sizing > Rating\nMode 3 cables are rated for 32 A.\n\n"
-        f"Question: {QUESTION}"
-    )
-
-
-def test_sources_name_page_licence_and_hour_in_the_prompt_order(server):
-    first, second = server.ask().json()["sources"]
-    assert first == {
-        "chunk_id": "chk_manual",
-        "title": "Operations manual",
-        "heading": "Operations manual > RCD",
-        "url": "https://example.org/operations-manual.pdf",
-        "page": 7,
-        "licence": "CC-BY-SA-4.0",
-        "publisher": "Example Works",
-        "fetched_at": "2026-11-03T09:00:00Z",
-        "score": pytest.approx(0.2),
-        "text": "Test the RCD every three months.",
-    }
-    assert (second["chunk_id"], second["page"]) == ("chk_cable", None)
-
-
-def test_release_without_retrieval_is_asked_the_bare_question_and_names_no_source(tmp_path):
-    labels = get_task_type("classification")
-    release = fake_release(
-        task_type=labels, instructions=labels.instructions("Route the text.", {"card": ""}), retriever=None, chunks={}
-    )
-    server = Server(tmp_path, release)
-    try:
-        body = server.ask("Where is my card?").json()
-    finally:
-        server.close()
-    assert body["sources"] == []
-    prompt = body["choices"][0]["message"]["content"].partition(" | ")[2]
-    assert prompt == release.engine.render(labels.prompt(release.instructions, "Where is my card?", []))
-    assert "- card" in prompt
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({}, "temperature=0.0 seed=0 max_new_tokens=48 "),
-        ({"temperature": 0}, "temperature=0.0 seed=0 max_new_tokens=48 "),
-        ({"temperature": None, "seed": None, "max_tokens": None}, "temperature=0.0 seed=0 max_new_tokens=48 "),
-        ({"temperature": 1.5, "seed": 7, "max_tokens": 3}, "temperature=1.5 seed=7 max_new_tokens=3 "),
-        ({"max_completion_tokens": 4}, "temperature=0.0 seed=0 max_new_tokens=4 "),
-    ],
-)
-def test_generation_options_reach_the_engine_unchanged(server, fields, expected):
-    assert server.ask(**fields).json()["choices"][0]["message"]["content"].startswith(expected)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"model": "fake_task@3"},
-        {"model": "fake_task"},
-        {"n": 1, "stop": None, "tools": [], "top_p": 1.0, "stream": False, "response_format": {"type": "text"}},
-        {"user": "someone", "metadata": {"a": "b"}},
-    ],
-)
-def test_options_that_ask_for_nothing_else_are_accepted(server, fields):
-    assert server.ask(**fields).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("n", 2), ("stop", "."), ("tools", [{}]), ("top_p", 0.5), ("logprobs", True), ("response_format", {"type": "x"})],
-)
-def test_option_that_would_change_the_answer_is_refused_by_name(server, field, value):
-    answer = server.ask(**{field: value})
-    error = error_of(answer)
-    assert (answer.status_code, error["param"], error["code"]) == (400, field, "unsupported")
-    assert error["message"].startswith(f"{field} is not supported")
-
-
-def test_stream_is_refused_with_a_sentence(server):
-    answer = server.ask(stream=True)
-    assert answer.status_code == 400
-    assert error_of(answer)["message"] == "Streaming is not supported: send stream=false or leave it out."
-
-
-@pytest.mark.parametrize(
-    ("roles", "reason"),
-    [
-        (["system", "user"], "system message"),
-        (["developer", "user"], "system message"),
-        (["user", "assistant", "user"], "exactly one message"),
-        (["user", "user"], "exactly one message"),
-        (["assistant"], "exactly one message"),
-    ],
-)
-def test_chat_that_was_not_evaluated_is_refused(server, roles, reason):
-    messages = [{"role": role, "content": "text"} for role in roles]
-    answer = server.client.post("/v1/chat/completions", json={"messages": messages})
-    assert answer.status_code == 400
-    assert reason in error_of(answer)["message"]
-
-
-def test_max_tokens_above_the_cap_is_refused_naming_it(server):
-    answer = server.ask(max_tokens=49)
-    assert answer.status_code == 400
-    assert "max_tokens is 49 but the cap is 48" in error_of(answer)["message"]
-
-
-def test_two_different_limits_are_refused(server):
-    answer = server.ask(max_tokens=3, max_completion_tokens=4)
-    assert (answer.status_code, error_of(answer)["param"]) == (400, "max_tokens")
-
-
-def test_prompt_beyond_the_window_is_refused_with_the_figures(server):
-    answer = server.ask("word " * 200)
-    error = error_of(answer)
-    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
-    assert "answer up to 48" in error["message"]
-    assert "window of 200" in error["message"]
-
-
-def test_other_model_is_not_found(server):
-    answer = server.ask(model="gpt-4o")
-    error = error_of(answer)
-    assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({}, "messages"),
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": "  "}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": "x" * (MAX_CONTENT_CHARS + 1)}]}, "messages.0.content"),
-        ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": "hi"}], "temperature": 2.1}, "temperature"),
-        ({"messages": [{"role": "user", "content": "hi"}], "temperature": "0"}, "temperature"),
-        ({"messages": [{"role": "user", "content": "hi"}], "temperature": float("nan")}, "temperature"),
-        ({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 0}, "max_tokens"),
-        ({"messages": [{"role": "user", "content": "hi"}], "seed": -1}, "seed"),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
-        ([], "body"),
-    ],
-)
-def test_malformed_field_is_named(server, body, param):
-    answer = server.client.post(
-        "/v1/chat/completions", content=json.dumps(body), headers={"Content-Type": "application/json"}
-    )
-    error = error_of(answer)
-    assert (answer.status_code, error["param"]) == (422, param)
-    assert error["message"].startswith(f"{param}: ")
+def test_process_tells_that_it_lives_and_which_versions_answer_without_a_key(server):
+    assert httpx.get(f"{server.url}/healthz").json() == {"status": "ok"}
+    ready = httpx.get(f"{server.url}/readyz")
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "models": {"fake_task": "fake_task@3"}})
 
 
 @pytest.mark.parametrize("content", [b'{"messages": ', b"\xff\xfe", b"[" * 60_000])
@@ -238,93 +30,83 @@ def test_body_that_is_not_json_is_refused(server, content):
 
 
 @pytest.mark.parametrize(
-    "headers",
+    ("method", "path", "status", "code"),
     [
-        {},
-        {"Authorization": ""},
-        {"Authorization": "Bearer"},
-        {"Authorization": "Bearer ev_00000000_" + "x" * 43},
-        {"Authorization": "Basic dXNlcjpwYXNz"},
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/v1/models/fake_task", 404, "not_found"),
+        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("POST", "/healthz", 405, "method_not_allowed"),
     ],
 )
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("GET", "/v1/anything"), ("GET", "//healthz")],
-)
-def test_request_without_a_good_key_is_refused_before_its_body_is_read(server, headers, method, path):
-    answer = httpx.request(method, f"{server.url}{path}", headers=headers, content=b"{not json")
+def test_unknown_path_and_method_are_refused_in_openai_form(server, method, path, status, code):
+    answer = server.client.request(method, path)
     error = error_of(answer)
-    assert (answer.status_code, error["type"], error["code"]) == (401, "authentication_error", "invalid_api_key")
-    assert answer.headers["www-authenticate"] == "Bearer"
+    assert (answer.status_code, error["type"], error["code"]) == (status, "invalid_request_error", code)
+    assert ("allow" in answer.headers) == (status == 405)
 
 
-def test_key_revoked_while_serving_is_refused_at_once(server):
-    key = create_key(server.root, "short-lived")
-    headers = {"Authorization": f"Bearer {key}"}
-    assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
-    revoke_key(server.root, key[3:11])
-    assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 401
-
-
-def test_models_lists_the_served_version(server):
-    body = server.client.get("/v1/models").json()
-    assert body["object"] == "list"
-    assert [(card["id"], card["object"]) for card in body["data"]] == [("fake_task@3", "model")]
-
-
-def test_unknown_path_and_method_are_refused_in_openai_form(server):
-    for method, path, status in [("GET", "/nowhere", 404), ("GET", "/v1/chat/completions", 405)]:
-        answer = server.client.request(method, path)
-        assert answer.status_code == status
-        assert error_of(answer)["type"] == "invalid_request_error"
-
-
-@pytest.mark.parametrize("is_length_declared", [True, False])
-def test_body_above_the_limit_is_refused(server, is_length_declared):
-    body = b" " * (MAX_BODY_BYTES + 1)
-    content = body if is_length_declared else iter([body[:40_000], body[40_000:]])
-    answer = server.client.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 413
-    assert str(MAX_BODY_BYTES) in error_of(answer)["message"]
-
-
-def test_body_in_pieces_below_the_limit_is_answered(server):
-    body = json.dumps({"messages": [{"role": "user", "content": QUESTION}]}).encode()
-    answer = server.client.post(
-        "/v1/chat/completions",
-        content=iter([body[:10], body[10:]]),
-        headers={"Content-Type": "application/json"},
-    )
-    assert answer.status_code == 200
-
-
-def test_more_questions_than_may_wait_are_refused_and_the_rest_answered_one_by_one(server):
-    engine = server.release.engine
-    engine.most_running = 0
-    engine.may_answer.clear()
-    with ThreadPoolExecutor(MAX_PENDING + 4) as pool:
-        futures = [pool.submit(server.ask) for _ in range(MAX_PENDING + 4)]
-        refused = []
-        deadline = time.monotonic() + 10
-        while len(refused) < 4 and time.monotonic() < deadline:
+def test_more_questions_than_may_wait_are_refused_and_the_rest_answered(tmp_path):
+    with Server(tmp_path, config=ServingConfig(max_waiting=4, max_batch=1)) as server:
+        engine = server.release.engine
+        engine.may_answer.clear()
+        with ThreadPoolExecutor(16) as pool:
+            futures = [pool.submit(server.ask) for _ in range(16)]
+            deadline = time.monotonic() + 10
+            while not any(future.done() for future in futures) and time.monotonic() < deadline:
+                time.sleep(0.01)
             refused = [future.result() for future in futures if future.done()]
-            time.sleep(0.01)
-        engine.may_answer.set()
-        answers = [future.result() for future in futures]
-    assert [answer.status_code for answer in refused] == [503] * 4
-    assert error_of(refused[0])["code"] == "overloaded"
-    assert refused[0].headers["retry-after"] == "1"
-    assert sorted(answer.status_code for answer in answers) == [200] * MAX_PENDING + [503] * 4
-    assert engine.most_running == 1
-    assert server.ask().status_code == 200
+            engine.may_answer.set()
+            answers = [future.result() for future in futures]
+        assert refused
+        assert {answer.status_code for answer in refused} == {503}
+        assert error_of(refused[0])["code"] == "overloaded"
+        assert int(refused[0].headers["retry-after"]) >= 1
+        statuses = [answer.status_code for answer in answers]
+        assert set(statuses) == {200, 503}
+        assert statuses.count(200) >= 4
+        assert server.ask().status_code == 200
+
+
+def test_answer_that_takes_too_long_is_given_up(tmp_path):
+    with Server(tmp_path, config=ServingConfig(request_timeout_s=0.1)) as server:
+        server.release.engine.may_answer.clear()
+        answer = server.ask()
+        server.release.engine.may_answer.set()
+        error = error_of(answer)
+        assert (answer.status_code, error["type"], error["code"]) == (504, "server_error", "timeout")
+        assert "0.1 seconds" in error["message"]
 
 
 def test_engine_failure_is_told_without_details_and_serving_goes_on(server):
     answer = server.ask("explode")
     error = error_of(answer)
-    assert (answer.status_code, error["type"]) == (500, "server_error")
+    assert (answer.status_code, error["type"], error["code"]) == (500, "server_error", "internal_error")
     assert "engine failed" not in answer.text
     assert server.ask().status_code == 200
+
+
+def test_scopes_open_their_own_routes_only(server):
+    asks, admin = (server.client_of(create_key(server.root, s, scopes=(s,))) for s in ("query", "admin"))
+    assert asks.get("/metrics").status_code == 403
+    refused = asks.post("/v1/feedback", json={"request_id": "1", "rating": "up"})
+    assert (refused.status_code, error_of(refused)["type"]) == (403, "permission_error")
+    figures = admin.get("/metrics")
+    assert figures.status_code == 200
+    assert figures.headers["content-type"].startswith("text/plain")
+    assert 'model_version="fake_task@3"' in figures.text
+
+
+def test_page_is_open(server):
+    page = httpx.get(f"{server.url}/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+
+
+def test_every_answer_and_refusal_carries_the_id_of_its_request(server):
+    for path in ("/healthz", "/v1/models", "/nowhere"):
+        assert len(server.client.get(path).headers["x-request-id"]) == 32
+    body = {"question": QUESTION}
+    assert server.client.post("/v1/answers", json=body, headers={"x-request-id": "mine.1"}).json()["id"] == "mine.1"
 
 
 def test_no_answer_lets_other_sites_read_it(server):
@@ -335,21 +117,32 @@ def test_no_answer_lets_other_sites_read_it(server):
         assert not [name for name in response.headers if name.startswith("access-control")]
 
 
-def test_logs_hold_neither_keys_nor_questions(server, caplog):
+def test_named_site_and_no_other_may_ask_and_read_refusals_too(tmp_path):
+    config = ServingConfig(cors_origins=("https://ours.example",))
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    with Server(tmp_path, config=config) as server:
+        for origin, is_let in [("https://ours.example", True), ("https://elsewhere.example", False)]:
+            headers = {"Origin": origin}
+            preflight = httpx.options(f"{server.url}/v1/answers", headers=headers | asked)
+            refusals = [
+                httpx.post(f"{server.url}/v1/answers", headers=headers),
+                server.client.post("/v1/answers", json={"question": "explode"}, headers=headers),
+                server.client.get("/nowhere", headers=headers),
+            ]
+            assert [answer.status_code for answer in (preflight, *refusals)] == [200 if is_let else 400, 401, 500, 404]
+            for answer in (preflight, *refusals):
+                assert ("access-control-allow-origin" in answer.headers) == is_let
+                assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_logs_hold_neither_keys_nor_questions(server, caplog, capfd):
     with caplog.at_level(logging.DEBUG):
         server.ask("a private matter, explode")
-        server.ask("a private matter", stream=True)
+        server.ask("a private matter, explode", stream=True)
         server.ask("a private matter", temperature=9)
+        server.answer("a private matter", other="a private matter")
     ours = [record for record in caplog.records if not record.name.startswith(("httpcore", "httpx"))]
-    assert any(record.levelname == "ERROR" and "RuntimeError" in record.getMessage() for record in ours)
-    text = "\n".join(logging.Formatter().format(record) for record in ours)
+    text = "\n".join(logging.Formatter().format(record) for record in ours) + "".join(capfd.readouterr())
+    assert "RuntimeError" in text
     assert server.key[12:] not in text
     assert "private matter" not in text
-
-
-def test_openapi_description_is_open_and_says_what_is_answered(server):
-    described = httpx.get(f"{server.url}/openapi.json").json()
-    route = described["paths"]["/v1/chat/completions"]["post"]
-    assert "The cap of `max_tokens` is 48." in route["description"]
-    assert "one message of the role `user`" in " ".join(route["description"].split())
-    assert route["security"] == [{"HTTPBearer": []}]

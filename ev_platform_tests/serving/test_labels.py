@@ -18,7 +18,7 @@ from ev_platform.tasks.rows import read_rows
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training.base import sha256_weights
 from ev_platform.training.export import export_serving_model
-from ev_platform_tests.serving.test_api import Server
+from ev_platform_tests.serving.server import Server
 from ev_platform_tests.tiny import tiny_recipe, write_tiny_model
 
 CLASSES = {"card": "Where the card is.", "refund": "Money back.", "limit": "How much may be spent."}
@@ -104,11 +104,9 @@ def test_classification_release_served_is_what_was_evaluated(folder, tmp_path_fa
     # The description changes after the evaluation; the release keeps the instructions that were evaluated.
     (task.folder / "job_description.json").write_text(json.dumps({"task_description": "Something else altogether."}))
     release = registry.load_release(store, get_task("tiny", folder / "tasks"), "candidate")
-    server = Server(tmp_path_factory.mktemp("keys"), release)
-    try:
+    with Server(tmp_path_factory.mktemp("keys"), release) as server:
         replies = {text: server.ask(text) for text, _ in TEXTS}
-    finally:
-        server.close()
+        labelled = {text: server.client.post("/v1/classify", json={"text": text}).json() for text, _ in TEXTS}
     evaluated = predictions.filter(predictions["system"] == "tuned")
     assert len(set(evaluated["prediction"])) > 1  # so that equal answers mean something
     for question, answer, n_prompt in evaluated.select("question", "prediction", "n_prompt_tokens").iter_rows():
@@ -116,3 +114,4 @@ def test_classification_release_served_is_what_was_evaluated(folder, tmp_path_fa
         assert body["choices"][0]["message"]["content"] == answer
         assert body["usage"]["prompt_tokens"] == n_prompt
         assert (body["model"], body["sources"]) == ("tiny@1", [])
+        assert (labelled[question]["text"], labelled[question]["label"]) == (answer, None)
