@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from ev_platform.defs import (
+    abstention,
     benchmarks,
     collect,
     corpus,
@@ -15,6 +16,7 @@ from ev_platform.defs import (
     measures,
     publication,
     registry,
+    serving,
     training,
 )
 from ev_platform.defs.console import step_lines
@@ -33,21 +35,25 @@ defs = dg.Definitions(
         *dataset.assets,
         *training.assets,
         *benchmarks.assets,
+        *abstention.assets,
         *evaluation.assets,
         *judging.assets,
         *measures.assets,
         *registry.assets,
         *publication.assets,
+        *serving.assets,
         *lineage.assets,
     ],
     asset_checks=[
         *corpus.checks,
         *dataset.checks,
         *training.checks,
+        *abstention.checks,
         *evaluation.checks,
         *judging.checks,
         *measures.checks,
         *registry.checks,
+        *serving.checks,
     ],
     jobs=jobs,
     sensors=sensors,

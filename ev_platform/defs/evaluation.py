@@ -29,6 +29,7 @@ from ev_platform.evaluation import (
     summary,
     systems,
 )
+from ev_platform.evaluation.calibration import min_score_of
 from ev_platform.evaluation.names import METRIC_NAMES
 from ev_platform.evaluation.pages import write_report
 from ev_platform.records import to_frame
@@ -60,7 +61,7 @@ def _answering(task: Task) -> dict[str, Any]:
         "instructions": task.instructions,
         "type": config.type,
         "no_answer": config.no_answer,
-        "retrieval": config.retrieval.model_dump(mode="json"),
+        "retrieval": config.retrieval.model_dump(mode="json", include={"top_k", "candidates"}),
         "evaluation": config.evaluation.model_dump(mode="json", include={"max_rows", "max_new_tokens"}),
         "libraries": metrics.libraries(),
     }
@@ -79,6 +80,7 @@ def predictions(
     benchmark: Table,
     chunks: Table,
     chunk_vectors: Table,
+    abstention_calibration: Table,
     training_set: Table,
     teacher_answers: Table,
     base_serving_model: Table,
@@ -95,13 +97,15 @@ def predictions(
         inputs["teacher_answers"] = teacher_answers
     if task_type.has_classes:
         inputs["training_set"] = training_set
+    # Of the calibration only what was chosen takes part.
+    min_score = min_score_of(abstention_calibration.frame)
     reference = registry.reference_of(
         opened,
         task.name,
         serving_model_id=serving_model.frame.item(0, "artifact_id"),
         chunks_fingerprint=chunks.fingerprint,
         benchmark_fingerprint=benchmark.fingerprint,
-        answering=registry.answering_now(task, serving_model.artifact),
+        answering=registry.answering_now(task, serving_model.artifact, min_score),
     )
     left_out: dict[str, str] = {}
 
@@ -121,10 +125,11 @@ def predictions(
             training_set=training_set.frame,
             teacher_answers=teacher_answers.frame,
             champion=champion,
+            min_score=min_score,
         )
         return {"predictions": answers}
 
-    config = {**_answering(task), "champion": reference}
+    config = {**_answering(task), "champion": reference, "min_score": min_score}
     for output in build(
         context,
         store,
@@ -217,6 +222,7 @@ def seed_scores(
     benchmark: Table,
     chunks: Table,
     chunk_vectors: Table,
+    abstention_calibration: Table,
     predictions: Table,
 ) -> Iterator[dg.Output[Record]]:
     """Train the recipe again with each seed, and let what comes of it answer the benchmark."""
@@ -225,7 +231,8 @@ def seed_scores(
     trained_on = {"training_set": training_set, "validation_set": validation_set}
     asked = {"benchmark": benchmark, "chunks": chunks, "chunk_vectors": chunk_vectors, "predictions": predictions}
     inputs = {"base_model": base_model, "adapter": adapter, **trained_on, **asked} if wanted else {}
-    config = {"seeds": list(wanted), **(_answering(task) if wanted else {})}
+    min_score = min_score_of(abstention_calibration.frame)
+    config = {"seeds": list(wanted), **({**_answering(task), "min_score": min_score} if wanted else {})}
 
     def compute() -> dict[str, pl.DataFrame]:
         _refuse_other_rows(adapter, trained_on)
@@ -242,6 +249,7 @@ def seed_scores(
                     task.instructions,
                     task.config,
                     vectors=chunk_vectors.frame,
+                    min_score=min_score,
                 ),
                 # The evaluated model's own answers change with the champion beside it; other seeds do not.
                 {"code": CODE_SEEDS, **config, **{n: t.fingerprint for n, t in inputs.items() if n != "predictions"}},

@@ -47,7 +47,7 @@ def retrieval_scores(
         ["retrieval_report"],
         inputs={"benchmark": benchmark, "chunks": chunks, "chunk_vectors": chunk_vectors},
         config={
-            **config.retrieval.model_dump(mode="json"),
+            **config.retrieval.model_dump(mode="json", include={"top_k", "candidates"}),
             "resamples": config.evaluation.bootstrap,
             "seed": config.dataset.seed,
         },

@@ -1,6 +1,7 @@
 """Assets and checks of the stage `registry`: a version for each new model, what it has to show, and who answers."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import dagster as dg
@@ -10,17 +11,18 @@ from ev_platform import registry, serving
 from ev_platform.dataset import overlap
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, markdown_table, spec, table_check, tasks_partitions
+from ev_platform.evaluation.calibration import min_score_of, strange_questions
 from ev_platform.evaluation.pages import write_report
 from ev_platform.evaluation.summary import judge as judge_scores
-from ev_platform.registry import digests, evidence, gate, promotion, versions
+from ev_platform.registry import digests, evidence, gate, promotion, strangers, versions
 from ev_platform.registry.note import write_note
-from ev_platform.storage import Record, code_version
+from ev_platform.storage import Record, code_version, fingerprint
 from ev_platform.tasks.types import get_task_type
 
 GROUP = "registry"
 CODE = code_version(versions, digests)
 # With all of serving: the replay before a promotion goes through it.
-CODE_GATE = code_version(gate, evidence, overlap, serving)
+CODE_GATE = code_version(gate, evidence, strangers, overlap, serving)
 CODE_PROMOTION = code_version(promotion)
 
 
@@ -37,13 +39,14 @@ def registered_model(
     training_set: Table,
     chunks: Table,
     benchmark: Table,
+    abstention_calibration: Table,
     eval_report: Table,
 ) -> Iterator[dg.Output[Record]]:
     """Register the model as a candidate."""
     task, opened = store.task(context.partition_key), store.store()
     task_type = get_task_type(task.config.type)
     verdict = judge_scores(eval_report.frame, task_type, task.config.promotion.min_rows)
-    settings = registry.serving_settings(task, verdict.verdict)
+    settings = registry.serving_settings(task, verdict.verdict, min_score_of(abstention_calibration.frame))
     template = registry.template_fingerprint(serving_model.artifact, task_type)
     scores = eval_report.frame.filter(
         pl.col("compared_to").is_null() & ~pl.col("metric").str.starts_with("confusion/")
@@ -141,7 +144,11 @@ def promotion_gate(
         store,
         ["promotion_gate"],
         inputs={"registered_model": registered_model, **tables},
-        config={"promotion": task.config.promotion.model_dump(mode="json"), "champion": champion},
+        config={
+            "promotion": task.config.promotion.model_dump(mode="json"),
+            "champion": champion,
+            "strangers": fingerprint([asdict(it) for it in strange_questions(task)]),
+        },
         code=CODE_GATE,
         compute=compute,
     )

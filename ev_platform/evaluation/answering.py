@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ev_platform.prompting import passage_text
-from ev_platform.retrieval import Retriever
+from ev_platform.retrieval import Retriever, is_too_far
 
 Row = Mapping[str, Any]  # of the table `benchmark`
 
@@ -45,6 +45,7 @@ class Answer:
         n_prompt_tokens: None where it reads none, or nobody knows.
         n_completion_tokens: None where it writes none, or nobody knows.
         latency_ms: None where nobody knows.
+        is_refusal: Whether no passage was near enough, so that nothing was generated.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Answer:
     n_prompt_tokens: int | None = None
     n_completion_tokens: int | None = None
     latency_ms: float | None = None
+    is_refusal: bool = False
 
 
 class System(Protocol):
@@ -82,13 +84,25 @@ class Search:
         passages: By chunk_id.
         top_k: Passages for a question.
         rows: Of the benchmark; those with a context of their own need no search.
+        min_score: Cosine of a question and its nearest passage below which there is no answer; None: there always is.
     """
 
-    def __init__(self, retriever: Retriever | None, passages: Mapping[str, Passage], top_k: int, rows: Sequence[Row]):
+    def __init__(
+        self,
+        retriever: Retriever | None,
+        passages: Mapping[str, Passage],
+        top_k: int,
+        rows: Sequence[Row],
+        min_score: float | None = None,
+    ):
         asked = list(dict.fromkeys(row["question"] for row in rows if not row["context"]))
         hits = retriever.search(asked, top_k) if retriever is not None else [[] for _ in asked]
         self._found = {
             question: tuple(passages[hit.chunk_id] for hit in best) for question, best in zip(asked, hits, strict=True)
+        }
+        is_searched = retriever is not None
+        self._too_far = {
+            question for question, best in zip(asked, hits, strict=True) if is_searched and is_too_far(best, min_score)
         }
 
     def __call__(self, row: Row) -> tuple[Passage, ...]:
@@ -96,3 +110,7 @@ class Search:
         if row["context"]:
             return (Passage(None, row["context"], row["context"]),)
         return self._found[row["question"]]
+
+    def is_too_far(self, row: Row) -> bool:
+        """Return whether no passage is near enough to answer a row from; its own context always is."""
+        return not row["context"] and row["question"] in self._too_far

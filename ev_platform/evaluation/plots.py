@@ -5,6 +5,7 @@ What does not belong here: the page around them (`report`) and the figures they 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -88,6 +89,45 @@ def plot_confusion(pairs: Sequence[Row]) -> Markup | None:
     for side in axes.spines.values():
         side.set_visible(False)
     return svg_of(figure, "confusion", "Which label is taken for which")
+
+
+def plot_scores_of_questions(scores: Sequence[Row], min_score: float | None) -> Markup | None:
+    """Plot how near passages are to questions of the task, of the test, and outside; with the score that divides them.
+
+    Args:
+        scores: Rows of `abstention_scores`.
+        min_score: See `abstention_calibration`.
+
+    Returns:
+        The plot; None where there is nothing to plot.
+    """
+    if not scores:
+        return None
+    return svg_of(draw_scores_of_questions(scores, min_score), "abstention", "Scores of questions in and out of scope")
+
+
+def draw_scores_of_questions(scores: Sequence[Row], min_score: float | None) -> Any:
+    """Return the figure of `plot_scores_of_questions`."""
+    figure, axes = new_axes(2.4)
+    lines = (
+        (("trained",), BLUE, "task"),
+        (("answerable", "unanswerable"), GREEN, "test"),
+        (("strange", "strange_held_out"), AMBER, "outside the task"),
+    )
+    width = 0.05
+    low = min(0.0, *(row["score"] for row in scores))
+    edges = [width * n for n in range(math.floor(low / width), 21)]
+    for groups, colour, label in lines:
+        own = [row["score"] for row in scores if row["group"] in groups]
+        if own:
+            axes.hist(own, edges, weights=[1 / len(own)] * len(own), histtype="stepfilled", color=colour, alpha=0.25)
+            axes.hist(own, edges, weights=[1 / len(own)] * len(own), histtype="step", color=colour, label=label)
+    if min_score is not None:
+        axes.axvline(min_score, color=RED, linewidth=1.5, label=f"abstains below {min_score:.3f}")
+    axes.set_xlabel("cosine of question and nearest passage", fontsize=9, color=MUTED)
+    axes.set_ylabel("share", fontsize=9, color=MUTED)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
+    return figure
 
 
 def confusion_size(pairs: Sequence[Row]) -> tuple[float, float]:

@@ -42,6 +42,7 @@ def predict(
     training_set: pl.DataFrame | None = None,
     teacher_answers: pl.DataFrame | None = None,
     champion: Release | None = None,
+    min_score: float | None = None,
 ) -> pl.DataFrame:
     """Let every system answer every benchmark row.
 
@@ -61,6 +62,8 @@ def predict(
         teacher_answers: The table; the teacher takes part if it answered every row.
         champion: The version that the model is compared with; it answers with its own passages and settings. It takes
             no part if it refuses a row, such as one that is longer than its window.
+        min_score: Cosine of a question and the nearest retrieved passage below which the models with retrieval say
+            `no_answer` and generate nothing; None: they always generate. The champion has its own.
 
     Returns:
         The `predictions` table: rows of the benchmark in order, for each the systems in the order of `open_systems`.
@@ -80,6 +83,7 @@ def predict(
         training_set=training_set,
         teacher_answers=teacher_answers,
         champion=champion,
+        min_score=min_score,
     )
     answers = _ask(systems, rows)
     given = [answer.text for _, _, answer in answers]
@@ -148,7 +152,7 @@ def _prediction(
         n_completion_tokens=answer.n_completion_tokens,
         latency_ms=answer.latency_ms,
         groundedness=groundedness(answer.text, passages) if passages else None,
-        is_abstention=None if task_type.has_classes else is_abstention(answer.text, no_answer),
+        is_abstention=None if task_type.has_classes else answer.is_refusal or is_abstention(answer.text, no_answer),
         is_answerable=row["is_answerable"] is not False,
         **scores,
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from ev_platform.engine import Engine
+from ev_platform.engine import Completion, Engine
 from ev_platform.evaluation.answering import Answer, Passage, Row, Search, System
 from ev_platform.evaluation.floors import FirstSentence, LinearProbe, Majority
 from ev_platform.retrieval import Retriever
@@ -36,7 +36,8 @@ class ModelSystem:
         task_type: Makes the prompts.
         instructions: The system message.
         max_new_tokens: Longest answer.
-        search: Brings passages; None where it answers without.
+        search: Brings passages, and says which rows they are too far from; None where it answers without.
+        no_answer: What it says where none is near enough.
     """
 
     name: str
@@ -46,22 +47,31 @@ class ModelSystem:
     instructions: str
     max_new_tokens: int
     search: Search | None
+    no_answer: str
     takes_turns = True
 
     def answer(self, batch: Sequence[Row]) -> list[Answer]:
-        """Generate an answer to each row."""
+        """Generate an answer to each row, but for those without a passage near enough."""
         given = [self.search(row) if self.search else () for row in batch]
+        refused = [self.search is not None and self.search.is_too_far(row) for row in batch]
         prompts = [
             self.engine.render(
                 self.task_type.prompt(self.instructions, row["question"], [passage.shown for passage in passages])
             )
-            for row, passages in zip(batch, given, strict=True)
+            for row, passages, is_refused in zip(batch, given, refused, strict=True)
+            if not is_refused
         ]
-        completions = self.engine.generate(prompts, max_new_tokens=self.max_new_tokens)
+        made = iter(self.engine.generate(prompts, max_new_tokens=self.max_new_tokens) if prompts else ())
         return [
-            Answer(made.text, passages, made.n_prompt_tokens, made.n_completion_tokens, round(made.latency_ms, 3))
-            for made, passages in zip(completions, given, strict=True)
+            Answer(self.no_answer, passages, 0, 0, 0.0, is_refusal=True)
+            if is_refused
+            else _generated(next(made), passages)
+            for passages, is_refused in zip(given, refused, strict=True)
         ]
+
+
+def _generated(made: Completion, passages: tuple[Passage, ...]) -> Answer:
+    return Answer(made.text, passages, made.n_prompt_tokens, made.n_completion_tokens, round(made.latency_ms, 3))
 
 
 class Teacher:
@@ -99,6 +109,7 @@ def open_systems(
     training_set: pl.DataFrame | None = None,
     teacher_answers: pl.DataFrame | None = None,
     champion: Release | None = None,
+    min_score: float | None = None,
 ) -> list[System]:
     """Return the systems that answer a benchmark: floors, the task type's, the champion, the teacher.
 
@@ -113,6 +124,8 @@ def open_systems(
         training_set: The table; with it, the floors take part that suit the task type.
         teacher_answers: The table; the teacher takes part if it answered every row.
         champion: The version to compare with, which answers with its own passages and settings.
+        min_score: Cosine of a question and the nearest retrieved passage below which the models with retrieval abstain;
+            None: they never do so by score.
 
     Raises:
         UserError: If passages are to be found for a row, and there are none to search.
@@ -126,7 +139,7 @@ def open_systems(
         retriever = Retriever.build(chunks, config.retrieval.candidates, vectors) if is_searched else None
         texts = chunks.select("chunk_id", "heading_path", "text").iter_rows()
         passages = {chunk_id: Passage.of(chunk_id, heading, text) for chunk_id, heading, text in texts}
-        search = Search(retriever, passages, config.retrieval.top_k, rows)
+        search = Search(retriever, passages, config.retrieval.top_k, rows, min_score)
     systems: list[System] = []
     if training_set is not None:
         if task_type.has_classes and training_set.height:
@@ -139,7 +152,9 @@ def open_systems(
         model_id, engine = engines[model]
         max_new_tokens = config.evaluation.max_new_tokens
         found = search if retrieves else None
-        systems.append(ModelSystem(name, model_id, engine, task_type, instructions, max_new_tokens, found))
+        systems.append(
+            ModelSystem(name, model_id, engine, task_type, instructions, max_new_tokens, found, config.no_answer)
+        )
     if champion is not None:
         systems.append(_champion(champion, rows))
     if teacher_answers is not None:
@@ -154,7 +169,7 @@ def _champion(release: Release, rows: Sequence[Row]) -> ModelSystem:
     if release.has_retrieval:
         chunks = release.chunks.items()
         passages = {chunk_id: Passage.of(chunk_id, chunk.heading_path, chunk.text) for chunk_id, chunk in chunks}
-        search = Search(release.retriever, passages, release.top_k, rows)
+        search = Search(release.retriever, passages, release.top_k, rows, release.min_score)
     return ModelSystem(
         CHAMPION,
         release.model_version,
@@ -163,4 +178,5 @@ def _champion(release: Release, rows: Sequence[Row]) -> ModelSystem:
         release.instructions,
         release.max_new_tokens,
         search,
+        release.no_answer,
     )

@@ -49,6 +49,8 @@ from ev_platform.records.models import (
     TrainingStep,
 )
 from ev_platform.records.scores import (
+    AbstentionScore,
+    AbstentionShare,
     BenchmarkVersion,
     GeneralAnswer,
     InferenceFigure,
@@ -97,6 +99,8 @@ TABLES: dict[str, type] = {
     "pair_judgements": PairJudgement,
     "seed_scores": SeedScore,
     "retrieval_report": RetrievalScore,
+    "abstention_calibration": AbstentionShare,
+    "abstention_scores": AbstentionScore,
     "general_answers": GeneralAnswer,
     "inference_benchmark": InferenceFigure,
     "registered_model": RegisteredModel,

@@ -108,6 +108,31 @@ class RetrievalScore:
 
 
 @dataclass(frozen=True, slots=True)
+class AbstentionShare:
+    """How many questions of a group are refused, since nothing near enough is found (`abstention_calibration`)."""
+
+    group: str  # see `evaluation.calibration.GROUPS`
+    n: int
+    n_refused: int
+    value: float | None  # None where the group is empty
+    low: float | None
+    high: float | None
+    min_score: float | None  # the same in every row: cosine below which it abstains; None: it never does so by score
+    reason: str  # the same in every row: why this score, or why there is none
+
+
+@dataclass(frozen=True, slots=True)
+class AbstentionScore:
+    """How near the nearest passage is that is found for a question (`abstention_scores`)."""
+
+    group: str
+    source: str  # topic of a question outside the task; of others their origin
+    question: str
+    score: float  # cosine
+    is_refused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GeneralAnswer:
     """What a model makes of one item of the general set, which has nothing to do with the task (`general_answers`)."""
 

@@ -18,6 +18,7 @@ from ev_platform.registry.aliases import read_aliases
 from ev_platform.registry.digests import ALL
 from ev_platform.registry.gate import Evidence, Replayed, shipped_system
 from ev_platform.registry.releases import checked_settings, load_release
+from ev_platform.registry.strangers import ask_strangers
 from ev_platform.registry.versions import versions_like
 from ev_platform.storage import Store
 from ev_platform.tasks import Task
@@ -63,6 +64,7 @@ def collect(
         n_training_rows=trained_on.height,
         flaw=descent_flaw(version, *(tables[name] for name in _WEIGHTS)),
         token_agreement=figures.get("token_agreement"),
+        strangers=ask_strangers(store, task, version["model_version"], champion),
         replayed=replay_sample(
             store, task, version, tables["benchmark"], tables["predictions"].filter(pl.col("system") == system)
         ),

@@ -18,6 +18,7 @@ from ev_platform.evaluation.names import METRIC_NAMES
 from ev_platform.evaluation.statistics import SYSTEMS, Interval
 from ev_platform.evaluation.summary import deciding_metric, differences_of
 from ev_platform.records import GateCheck, to_frame
+from ev_platform.registry.strangers import Strangers
 from ev_platform.registry.versions import SHIPPED
 from ev_platform.tasks import PromotionConfig
 from ev_platform.tasks.types import TaskType
@@ -29,7 +30,7 @@ CHECKS = {
     "enough_rows": "There are enough test rows to conclude anything.",
     "latency": "It answers within the latency budget.",
     "retention": "It has not forgotten what the base model knew besides the task.",
-    "abstention": "It declines what cannot be answered, and answers the rest, as before.",
+    "abstention": "It declines what cannot be answered or is outside the task, and answers the rest, as before.",
     "nothing_leaked": "No row that it was trained on meets a test row.",
     "export_agrees": "What is served was made from this adapter and says what the trained model says.",
     "serving_agrees": "The endpoint answers as the evaluation did.",
@@ -70,6 +71,7 @@ class Evidence:
         n_training_rows: Rows that were looked at for leaks.
         flaw: Why the served weights are not those of the adapter; None where they are.
         token_agreement: Share of tokens on which export and model agree; None where there was nothing to compare on.
+        strangers: How often questions outside the task are declined; None where that cannot be asked.
         replayed: What the endpoint answers.
     """
 
@@ -83,6 +85,7 @@ class Evidence:
     n_training_rows: int
     flaw: str | None
     token_agreement: float | None
+    strangers: Strangers | None
     replayed: Replayed
 
 
@@ -127,7 +130,7 @@ def judge(evidence: Evidence, task_type: TaskType, config: PromotionConfig) -> p
         "enough_rows": _enough_rows(scores, config),
         "latency": _latency(scores, config),
         "retention": _retention(evidence.general, evidence.lost, config),
-        "abstention": _abstention(scores, config),
+        "abstention": _abstention(scores, evidence.strangers, config),
         "nothing_leaked": _nothing_leaked(evidence),
         "export_agrees": _export_agrees(evidence, config),
         "serving_agrees": _serving_agrees(evidence.replayed, config),
@@ -266,7 +269,7 @@ def _retention(general: Mapping[str, Mapping[str, float]], lost: Interval | None
     return _Finding(lost.low is not None and round(lost.low, 9) <= margin, lost.low, margin, told)
 
 
-def _abstention(scores: _Scores, config: PromotionConfig) -> _Finding:
+def _abstention(scores: _Scores, strangers: Strangers | None, config: PromotionConfig) -> _Finding:
     rival, name = scores.rival
     margin = config.abstention_margin
     worst, told = None, []
@@ -280,10 +283,18 @@ def _abstention(scores: _Scores, config: PromotionConfig) -> _Finding:
         lost = round(sign * (theirs - own), 9) + 0.0  # never -0
         worst = lost if worst is None else max(worst, lost)
         told.append(what.format(own=own, theirs=theirs, name=name))
-    if worst is None:
+    if strangers is not None:
+        asked, theirs = f"of {strangers.n} questions outside the task", strangers.champion_declined
+        if theirs is None:
+            told.append(f"{asked} it declines {strangers.declined:.0%} (there is no champion to compare with)")
+        else:
+            lost = round(theirs - strangers.declined, 9) + 0.0
+            worst = lost if worst is None else max(worst, lost)
+            told.append(f"{asked} it declines {strangers.declined:.0%} (the champion {scores.champion}: {theirs:.0%})")
+    if not told:
         return _Finding(True, None, margin, "Nothing is known about declining: answers are labels, or no row asks it.")
     reason = f"{'; '.join(told)}; {margin:.0%} may be lost."
-    return _Finding(worst <= margin, worst, margin, reason[0].upper() + reason[1:])
+    return _Finding(worst is None or worst <= margin, worst, margin, reason[0].upper() + reason[1:])
 
 
 def _nothing_leaked(evidence: Evidence) -> _Finding:

@@ -250,10 +250,25 @@ class RetrievalConfig(_Strict):
     Attributes:
         top_k: Passages given to the model.
         candidates: Passages that each of the two searches hands to the fusion.
+        max_false_abstention: Share of the task's own training questions that may lie below the score from which on
+            passages are near enough to answer from; 0: the model never abstains by score.
     """
 
     top_k: int = Field(default=2, ge=1, le=16)
     candidates: int = Field(default=20, ge=1)
+    max_false_abstention: float = Field(default=0.02, ge=0, lt=0.5)
+
+
+class OutOfDomainConfig(_Strict):
+    """Questions that have nothing to do with the task: by them the model learns when to abstain, and is measured.
+
+    Attributes:
+        file: YAML file below the task's folder with questions by topic, instead of the built-in ones.
+        without: Topics to leave out, since they are the task's own.
+    """
+
+    file: str | None = None
+    without: tuple[str, ...] = ()
 
 
 class EvaluationConfig(_Strict):
@@ -264,6 +279,7 @@ class EvaluationConfig(_Strict):
         max_new_tokens: Longest answer, in evaluation and in serving.
         bootstrap: Resamples for the intervals.
         seeds: Further seeds that the recipe is trained with, to see how much of a score is chance; none by default.
+        out_of_domain: Questions that the model should not answer.
         n_judged: Pairs of answers that the teacher judges, where it can; paid for below `teacher.max_cost_usd`.
         speed_requests: Questions of the inference benchmark, at each concurrency.
         concurrencies: Questions answered at once in the inference benchmark.
@@ -274,6 +290,7 @@ class EvaluationConfig(_Strict):
     max_new_tokens: int = Field(default=40, ge=1)
     bootstrap: int = Field(default=2000, ge=100)
     seeds: tuple[int, ...] = ()
+    out_of_domain: OutOfDomainConfig = OutOfDomainConfig()
     n_judged: int = Field(default=50, ge=0)
     speed_requests: int = Field(default=8, ge=1)
     concurrencies: tuple[Annotated[int, Field(ge=1, le=64)], ...] = (1, 4)

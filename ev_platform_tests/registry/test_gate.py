@@ -59,6 +59,7 @@ def evidence(systems=BETTER, *, n_rows=40, abstains=None, config=CONFIG, **chang
         "n_training_rows": 6,
         "flaw": None,
         "token_agreement": 0.97,
+        "strangers": Strangers(50, 0.98, 0.96),
         "replayed": Replayed(10, 10),
     }
     return Evidence(**known | changes)
