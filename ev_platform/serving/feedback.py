@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ev_platform.records import Feedback
+from ev_platform.serving import logs
 from ev_platform.serving.journal import Journal, find_request, text_hash
 from ev_platform.serving.keys import KeyInfo
 from ev_platform.serving.schemas import ApiError, FeedbackRequest
@@ -34,7 +35,7 @@ def give(data_root: Path, key: KeyInfo, request: FeedbackRequest) -> Feedback:
 
     Raises:
         ApiError: 404 if the key made no such request; 422 if nothing was answered in it, or if the question is needed,
-            since the log holds its hash only, and is missing or another one.
+            since the log holds its hash only, and is missing or another one; 503 if it cannot be written down.
     """
     asked = find_request(data_root, request.request_id, None if key.may("admin") else key.key_id)
     if asked is None:
@@ -65,7 +66,11 @@ def give(data_root: Path, key: KeyInfo, request: FeedbackRequest) -> Feedback:
         answer=asked["answer"],
         chunk_ids=asked["chunk_ids"],
     )
-    _journal(data_root.resolve()).add(row)
+    try:
+        _journal(data_root.resolve()).add(row)
+    except OSError as error:  # such as a full disk
+        logs.fault("feedback could not be kept", error, request_id=request.request_id)
+        raise ApiError(503, "The feedback could not be kept: send it again later.", "feedback_not_kept") from None
     return row
 
 
