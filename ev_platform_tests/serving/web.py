@@ -1,0 +1,59 @@
+"""The real application on a real port of this machine, and a browser to look at it."""
+
+import contextlib
+import shutil
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from ev_platform.collect.browser import _NAMES
+from ev_platform.engine import Completion
+from ev_platform_tests.serving import fakes
+
+needs_browser = pytest.mark.skipif(
+    not any(shutil.which(name) for name in _NAMES), reason="no Chromium is installed on this machine"
+)
+
+
+class SayingEngine(fakes.FakeEngine):
+    """Says what it was made with, whatever it is asked."""
+
+    def __init__(self, text):
+        super().__init__()
+        self._text = text
+
+    def generate(self, prompts, **options):
+        return [Completion(self._text, c.n_prompt_tokens, 5, 1.0, "stop") for c in super().generate(prompts, **options)]
+
+
+@contextlib.contextmanager
+def listening(api):
+    """Serve an application on a free port; yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(api, log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive(), "the server did not start"
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+@contextlib.contextmanager
+def chromium():
+    """Yield a headless browser."""
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, _NAMES)))
+    with sync_playwright() as driver:
+        # Tests may run as root, where Chromium has no sandbox; it opens nothing but pages of this machine.
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
