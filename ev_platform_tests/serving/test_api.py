@@ -7,7 +7,7 @@ import pytest
 
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.keys import create_key
-from ev_platform_tests.serving.server import Server, error_of
+from ev_platform_tests.serving.server import QUESTION, Server, error_of
 
 
 @pytest.fixture(scope="module")
