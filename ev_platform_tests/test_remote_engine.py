@@ -1,0 +1,170 @@
+"""Needs no vLLM: a server on loopback that speaks `/v1/completions` as vLLM does, over a tiny model."""
+
+import asyncio
+import json
+import time
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from ev_platform.decoding import Prompt
+from ev_platform.engine import TransformersEngine, Writer
+from ev_platform.remote_engine import RemoteEngine
+from ev_platform.serving.batching import Batcher
+from ev_platform_tests.serving.web import listening
+from ev_platform_tests.tiny import write_tiny_model
+
+PROMPTS = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in ("Which plug?", "Wie lang?")]
+
+
+def completions(engine, seen):
+    """Return an application that completes token ids greedily, a token an event, and notes what it sees."""
+    import torch
+
+    app, network = FastAPI(), engine._model
+
+    def next_token(ids):
+        with torch.inference_mode():
+            return int(network(torch.tensor([ids])).logits[0, -1].argmax())
+
+    async def write(body):
+        seen.running += 1
+        seen.most_running = max(seen.most_running, seen.running)
+        try:
+            for index, prompt in enumerate(body["prompt"]):
+                ids, reason = list(prompt), None
+                while reason is None:
+                    await asyncio.sleep(seen.pause_s)
+                    ids.append(next_token(ids))
+                    seen.n_tokens += 1
+                    if ids[-1] in body["stop_token_ids"]:
+                        reason = "stop"
+                    elif len(ids) - len(prompt) == body["max_tokens"]:
+                        reason = "length"
+                    choice = {"index": index, "text": "?", "finish_reason": reason}
+                    if body.get("return_token_ids") and seen.sends_ids:
+                        choice["token_ids"] = ids[-1:]
+                    yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+            yield "data: [DONE]\n\n"
+        finally:
+            seen.running -= 1
+
+    def logprobs(ids):
+        with torch.inference_mode():
+            scores = network(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
+        return [None, *scores.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()]
+
+    @app.post("/v1/completions", response_model=None)
+    async def complete(request: Request):
+        body = await request.json()
+        seen.bodies.append(body)
+        if body["model"] != "tiny@1":
+            return JSONResponse({"error": {"message": f"no such model; prompt was {body['prompt']}"}}, 404)
+        if body.get("echo"):
+            assert body["max_tokens"] == 0
+            scored = [{"index": i, "logprobs": {"token_logprobs": logprobs(p)}} for i, p in enumerate(body["prompt"])]
+            return {"choices": scored[::-1]}
+        return StreamingResponse(write(body), media_type="text/event-stream")
+
+    return app
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("remote") / "model")
+
+
+@pytest.fixture(scope="module")
+def local(folder):
+    return TransformersEngine(folder)
+
+
+@pytest.fixture
+def seen():
+    return SimpleNamespace(bodies=[], running=0, most_running=0, n_tokens=0, pause_s=0.0, sends_ids=True)
+
+
+@pytest.fixture
+def url(local, seen):
+    with listening(completions(local, seen)) as url:
+        yield url
+
+
+@pytest.fixture
+def remote(folder, url):
+    return RemoteEngine(folder, url, "tiny@1")
+
+
+def test_answers_are_those_of_the_same_weights_here(remote, local, seen):
+    def made(engine):
+        answers = engine.generate(PROMPTS, max_new_tokens=12)
+        return [(a.text, a.n_prompt_tokens, a.n_completion_tokens, a.finish_reason) for a in answers]
+
+    assert isinstance(remote, Writer)
+    assert remote.window == local.window == 2048
+    assert made(remote) == made(local)
+    assert {body["temperature"] for body in seen.bodies} == {0.0}
+    first = remote.generate(PROMPTS[:1], max_new_tokens=3)[0].first_token_ms
+    assert first is not None and first > 0
+
+
+def test_pieces_and_stop_texts_are_those_of_the_same_weights_here(remote, local):
+    (whole,) = local.generate(PROMPTS[:1], max_new_tokens=16)
+    stop = whole.text[len(whole.text) // 2 :][:3]
+
+    def followed(engine):
+        pieces = []
+        (answer,) = engine.write([Prompt(PROMPTS[0], 16, (stop,), pieces.append)])
+        assert "".join(pieces) == answer.text
+        return answer.text, answer.finish_reason
+
+    assert followed(remote) == followed(local)
+    assert followed(remote)[1] == "stop"
+
+
+def test_answer_that_is_cancelled_ends_on_the_server(remote, seen):
+    seen.pause_s = 0.02
+    pieces = []
+    (answer,) = remote.write([Prompt(PROMPTS[0], 500, on_text=pieces.append, is_cancelled=lambda: bool(pieces))])
+    assert answer.finish_reason == "cancelled"
+    deadline = time.monotonic() + 5
+    while seen.running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert seen.running == 0
+    assert seen.n_tokens < 100
+
+
+def test_questions_of_any_length_are_under_way_at_once(remote, local, seen):
+    seen.pause_s = 0.02
+    prompts = [f"{PROMPTS[0]}{'and ' * n}" for n in range(8)]
+
+    async def ask_all():
+        batcher = Batcher(remote)
+        try:
+            return await asyncio.gather(*(batcher.complete(prompt, max_new_tokens=6) for prompt in prompts))
+        finally:
+            batcher.retire()
+
+    answers = [made.completion.text for made in asyncio.run(ask_all())]
+    assert answers == [local.generate([prompt], max_new_tokens=6)[0].text for prompt in prompts]
+    assert seen.most_running == 8
+
+
+def test_texts_are_as_likely_as_here(remote, local):
+    texts = ["A Type 2 plug carries three phases.", "Cables age."]
+    for there, here in zip(remote.score(texts), local.score(texts), strict=True):
+        assert there.n_tokens == here.n_tokens
+        assert there.nll == pytest.approx(here.nll, abs=1e-5)
+
+
+def test_refusals_and_other_servers_are_told_without_the_prompt(folder, url, seen, remote):
+    with pytest.raises(RuntimeError, match=r"answered with status 404\.$"):
+        RemoteEngine(folder, url, "tiny@2").generate(PROMPTS, max_new_tokens=2)
+    seen.sends_ids = False
+    with pytest.raises(RuntimeError, match="sends no token ids"):
+        remote.generate(PROMPTS[:1], max_new_tokens=2)
+    with pytest.raises(httpx.ConnectError):
+        RemoteEngine(folder, "http://127.0.0.1:9", "tiny@1").generate(PROMPTS[:1], max_new_tokens=2)
