@@ -52,7 +52,8 @@ class Worker:
         self.release = release
         self.loaded_at = int(time.time())
         self._config = config
-        self._batcher = Batcher(release.engine, max_batch=config.max_batch, max_waiting=config.max_waiting)
+        # What may wait is decided on arrival: nothing whose passages have been found is refused afterwards.
+        self._batcher = Batcher(release.engine, max_batch=config.max_batch, max_waiting=config.max_waiting + 1)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="retrieve")
         self._labels = {plain_label(label): label for label in reversed(release.labels)}
         self._n_preparing = 0
@@ -160,7 +161,8 @@ class Worker:
         self._let_go()
 
     def close(self) -> None:
-        """Drop what waits."""
+        """Take no more questions, and drop what waits."""
+        self._is_retired = True
         self._batcher.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -181,6 +183,8 @@ class Worker:
 
     async def _prepare(self, ask: Ask) -> Prepared:
         """Find the passages, and build the prompt."""
+        if self._is_retired:
+            raise ApiError(503, "The server is stopping: try again.", "unavailable", retry_after_s=1)
         release = self.release
         if ask.version not in (None, release.model_version):
             raise ApiError(

@@ -1,12 +1,15 @@
 """A release without a model, importable by a replica in another process."""
 
+import re
 import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ev_platform.engine import Completion
+from ev_platform.decoding import Completion, Prompt
+from ev_platform.engine import Likelihood
 from ev_platform.errors import UserError
 from ev_platform.registry import Release, SourceChunk, read_aliases
 from ev_platform.retrieval import Hit
@@ -78,6 +81,43 @@ class FakeEngine:
         ]
 
 
+class FakeWriter(FakeEngine):
+    """Gives the same answers word by word, and counts the words that it has written."""
+
+    n_workers = 1
+
+    def __init__(self, pause_s: float = 0.0):
+        super().__init__()
+        self.pause_s = pause_s
+        self.n_written = 0
+
+    def write(self, batch: Sequence[Prompt], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+        return [self._write(prompt, temperature, seed) for prompt in batch]
+
+    def generate_timed(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
+        return self.write([Prompt(prompt, max_new_tokens) for prompt in prompts])
+
+    def score(self, texts: Sequence[str]) -> list[Likelihood]:
+        return [Likelihood(0.0, self.count_tokens(text)) for text in texts]
+
+    def _write(self, prompt: Prompt, temperature: float, seed: int) -> Completion:
+        (whole,) = self.generate(
+            [prompt.text], max_new_tokens=prompt.max_new_tokens, temperature=temperature, seed=seed
+        )
+        completion = whole
+        for number, piece in enumerate(re.findall(r"\S+\s*", whole.text)):
+            if prompt.is_cancelled is not None and prompt.is_cancelled():
+                completion = Completion("", whole.n_prompt_tokens, number, 1.0, "cancelled")
+                break
+            time.sleep(self.pause_s)
+            self.n_written += 1
+            if prompt.on_text is not None:
+                prompt.on_text(piece)
+        if prompt.on_end is not None:
+            prompt.on_end(completion)
+        return completion
+
+
 class FakeRetriever:
     """Ranks chunks by the words they share with the question."""
 
@@ -122,6 +162,12 @@ def load_named(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> R
     """Load the version that is named, whose instructions, and so whose answers, say which it is."""
     version = read_aliases(Store(data_root), task_name).get(name, name)
     return fake_release(task_name, model_version=version, instructions=f"I am {version}.")
+
+
+def load_slow(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:
+    """Load what `load_named` does, with an engine that takes ten milliseconds for each word."""
+    version = read_aliases(Store(data_root), task_name).get(name, name)
+    return fake_release(task_name, model_version=version, instructions=f"I am {version}.", engine=FakeWriter(0.01))
 
 
 def load_missing(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:

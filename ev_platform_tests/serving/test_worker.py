@@ -6,14 +6,15 @@ import threading
 import pytest
 
 from ev_platform.engine import Completion
-from ev_platform.evaluation.answering import Passage, Search
-from ev_platform.evaluation.systems import ModelSystem
+from ev_platform.evaluation.systems import open_systems
+from ev_platform.records import to_frame
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.exchange import Ask, Delta, Found, Reply
 from ev_platform.serving.schemas import ApiError
 from ev_platform.serving.worker import Worker
+from ev_platform.tasks import TaskConfig
 from ev_platform.tasks.types import get_task_type
-from ev_platform_tests.serving.fakes import FakeEngine, FakeRetriever, fake_release
+from ev_platform_tests.serving.fakes import FakeEngine, FakeRetriever, FakeWriter, fake_release
 
 QUESTION = "How often must one test the RCD?"
 NEAR, FAR = "Test the RCD every three months.", "Who won the cup?"
@@ -66,33 +67,32 @@ def refusal(release, asked, **config):
 # ---- what is asked is what was evaluated ----
 
 
-def test_served_answers_are_those_that_evaluation_gives():
-    release = fake_release()
-    passages = {
-        chunk.chunk_id: Passage.of(chunk.chunk_id, chunk.heading_path, chunk.text) for chunk in release.chunks.values()
-    }
-    rows = [{"question": question, "context": None} for question in (QUESTION, NEAR, FAR)]
-    search = Search(release.retriever, passages, release.top_k, rows)
-    system = ModelSystem(
-        "x", "x", release.engine, release.task_type, release.instructions, release.max_new_tokens, search
+def evaluated(release, rows):
+    """Return what evaluation gets from a release, as it asks the champion."""
+    (champion,) = open_systems(
+        rows, to_frame("chunks", []), {}, release.task_type, release.instructions, TaskConfig(), champion=release
     )
-    for row, evaluated in zip(rows, system.answer(rows), strict=True):
+    return champion.answer(rows)
+
+
+def test_served_answers_are_those_that_evaluation_gives():
+    release = fake_release(min_score=0.15)
+    rows = [{"question": question, "context": None} for question in (QUESTION, NEAR, FAR)]
+    for row, expected in zip(rows, evaluated(release, rows), strict=True):
         reply = answer(release, ask(row["question"]))
-        assert reply.text == evaluated.text
+        assert (reply.text, reply.is_abstention) == (expected.text, expected.is_refusal)
         assert [citation.chunk_id for citation in reply.citations] == [
-            passage.chunk_id for passage in evaluated.passages
+            passage.chunk_id for passage in expected.passages
         ]
+    assert reply.is_abstention  # the last one
 
 
 def test_question_with_its_own_passage_is_asked_as_evaluation_asks_it():
     release = fake_release(task_type=get_task_type("extractive_qa"), retriever=None, chunks={}, has_retrieval=True)
     row = {"question": QUESTION, "context": "RCDs are tested twice a year."}
-    system = ModelSystem(
-        "x", "x", release.engine, release.task_type, release.instructions, 48, Search(None, {}, 1, [row])
-    )
-    (evaluated,) = system.answer([row])
+    (expected,) = evaluated(release, [row])
     reply = answer(release, ask(context=row["context"]))
-    assert reply.text == evaluated.text
+    assert reply.text == expected.text
     assert "RCDs are tested twice a year." in reply.text
     assert reply.citations == ()
 
@@ -179,7 +179,7 @@ def test_answer_that_takes_too_long_is_given_up():
 def test_fault_is_logged_by_place_and_kind_without_a_word_of_the_question(caplog):
     refused = refusal(fake_release(), ask("explode, said the private person"))
     assert (refused.status, refused.code) == (500, "internal_error")
-    assert "An answer failed with RuntimeError" in caplog.text
+    assert "failed with RuntimeError" in caplog.text
     assert "in generate" in caplog.text
     assert "private person" not in caplog.text
 
@@ -259,6 +259,63 @@ def test_retired_worker_answers_what_it_has_taken_though_its_passages_are_not_ye
         return await asyncio.gather(*asked)
 
     assert [reply.model_version for reply in asyncio.run(run())] == ["fake_task@3"] * 3
+
+
+# ---- streams ----
+
+
+def test_pieces_of_a_stream_are_the_answer_and_come_while_it_is_written():
+    writer = FakeWriter(0.002)
+
+    async def run():
+        worker = Worker(fake_release(engine=writer), ServingConfig())
+        events, written = [], []
+        async for event in worker.stream(ask()):
+            events.append(event)
+            written.append(writer.n_written)
+        worker.close()
+        return events, written
+
+    events, written = asyncio.run(run())
+    found, *pieces, reply = events
+    assert (found.model_version, [c.chunk_id for c in found.citations]) == ("fake_task@3", ["chk_manual", "chk_cable"])
+    assert "".join(piece.text for piece in pieces) == reply.text == answer(fake_release(), ask()).text
+    assert len(pieces) > 10
+    assert written[1] < writer.n_written / 2  # the first piece came before the last was written
+    assert reply.citations == found.citations
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_asker_who_goes_away_ends_the_generation(is_streamed):
+    writer, before = FakeWriter(0.01), set(threading.enumerate())
+
+    def threads():
+        return [thread for thread in set(threading.enumerate()) - before if thread.name.startswith(("answer", "retr"))]
+
+    async def run():
+        worker = Worker(fake_release(engine=writer), ServingConfig())
+        assert threads()
+        if is_streamed:
+            events = worker.stream(ask())
+            await anext(events)
+            await anext(events)
+            await events.aclose()
+        else:
+            asked = asyncio.create_task(worker.answer(ask()))
+            while not writer.n_written:
+                await asyncio.sleep(0.005)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        n_written = writer.n_written
+        await asyncio.sleep(0.2)
+        assert writer.n_written == n_written
+        worker.retire()  # with nobody left to answer, it lets go of its threads
+        while threads():
+            await asyncio.sleep(0.01)
+        return n_written
+
+    assert asyncio.run(asyncio.wait_for(run(), 10)) < 20
 
 
 def test_nothing_is_said_in_the_log_of_an_answer(caplog):
