@@ -4,42 +4,27 @@
 `TransformersEngine` runs any model directory that CTranslate2 cannot convert. Both render prompts with the chat
 template that is saved in the model's own folder.
 
-What does not belong here: encoders, which write no text (`encoder`).
+What does not belong here: encoders, which write no text (`encoder`), the text of an answer under way (`decoding`), and
+who waits for which batch (`serving.batching`).
 """
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
+from math import ceil
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ev_platform.decoding import Completion, Draft, Prompt
 from ev_platform.errors import UserError
 from ev_platform.prompting import Messages
 from ev_platform.training.base import architecture_of
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One generated answer.
-
-    Attributes:
-        text: Without special tokens, stripped.
-        n_prompt_tokens: Length of the prompt.
-        n_completion_tokens: Generated tokens, the end token not counted.
-        latency_ms: Wall time of the call that made it, divided by the prompts in the call.
-        finish_reason: `stop` at the end token, `length` at the limit.
-        first_token_ms: From the call's begin to its first token, where the call was timed and tokens come one by one.
-    """
-
-    text: str
-    n_prompt_tokens: int
-    n_completion_tokens: int
-    latency_ms: float
-    finish_reason: str
-    first_token_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +56,7 @@ class Engine(Protocol):
     def generate(
         self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[Completion]:
-        """Complete rendered prompts; temperature 0 is greedy and repeats exactly.
+        """Complete rendered prompts, each as it would be alone; temperature 0 is greedy and repeats exactly.
 
         Sampling repeats with its seed on transformers only: CTranslate2 seeds its workers once, when they start.
         """
@@ -80,14 +65,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Writer(Engine, Protocol):
-    """An engine whose model writes text token by token, so that it can be timed and asked how likely a text is."""
-
-    def generate_timed(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
-        """Complete rendered prompts greedily like `generate`, and say when each one's first token came.
-
-        It is slower by a call into Python for every token, which others who hold the interpreter may delay.
-        """
-        ...
+    """An engine whose model writes text, so that it can be asked how likely a text is."""
 
     def score(self, texts: Sequence[str]) -> list[Likelihood]:
         """Return how likely each text is as it stands, without a chat around it.
@@ -98,8 +76,38 @@ class Writer(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class BatchWriter(Writer, Protocol):
+    """An engine that writes batches token by token, so that each answer can be followed and ended by itself.
+
+    Attributes:
+        n_workers: Batches that it writes at once; more wait for their turn.
+    """
+
+    n_workers: int
+
+    def write(self, batch: Sequence[Prompt], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+        """Complete rendered prompts of equal token length in one batch.
+
+        Prompts of other lengths do not belong together: the rest of the longer ones would be read token by token,
+        which is slow and gives other answers than they have alone.
+
+        Raises:
+            ValueError: If their lengths differ.
+            UserError: If prompt and answer exceed the window.
+        """
+        ...
+
+
+# Eight prompts at once read and write as fast as sixteen on two cores, but a cache of 16 long prompts takes a gigabyte.
+_LARGEST_BATCH = 16
+# Each keeps its state in memory for good; a model is served with one.
+_MOST_PREFIXES = 4
+
+
 class _Base(ABC):
     window: int
+    n_workers: int
 
     def __init__(self, folder: Path):
         from transformers import AutoTokenizer
@@ -113,45 +121,95 @@ class _Base(ABC):
     def count_tokens(self, text: str) -> int:
         return len(self._encode(text))
 
-    def generate_timed(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
-        """Complete rendered prompts greedily, and say when each one's first token came."""
-        return self._generate(prompts, max_new_tokens, 0.0, is_timed=True)
-
-    @abstractmethod
-    def _generate(
-        self, prompts: Sequence[str], max_new_tokens: int, temperature: float, *, is_timed: bool
-    ) -> list[Completion]: ...
-
-    def _encode_prompts(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[Completion]:
+        """Complete rendered prompts, those of equal length in batches, as many batches at once as there are workers."""
+        started = time.perf_counter()
         encoded = [self._encode(prompt) for prompt in prompts]
         check_window(max(map(len, encoded), default=0), max_new_tokens, self.window)
-        return encoded
+        drafts = [self._draft(Prompt(p, max_new_tokens), ids, started) for p, ids in zip(prompts, encoded, strict=True)]
+        batches = [
+            ([encoded[place] for place in batch], [drafts[place] for place in batch])
+            for batch in batches_of([len(ids) for ids in encoded], self.n_workers)
+        ]
+        if len(batches) == 1 or self.n_workers == 1:
+            for batch in batches:
+                self._write(*batch, max_new_tokens, temperature, seed)
+        else:
+            with ThreadPoolExecutor(self.n_workers) as threads:
+                running = [threads.submit(self._write, *batch, max_new_tokens, temperature, seed) for batch in batches]
+            for one in running:
+                one.result()
+        return [_complete(draft) for draft in drafts]
+
+    def write(self, batch: Sequence[Prompt], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+        """Complete rendered prompts of equal token length in one batch."""
+        started = time.perf_counter()
+        encoded = [self._encode(prompt.text) for prompt in batch]
+        if len(set(map(len, encoded))) > 1:
+            raise ValueError("The prompts of a batch must have equally many tokens.")
+        longest = max(prompt.max_new_tokens for prompt in batch)
+        check_window(len(encoded[0]), longest, self.window)
+        drafts = [self._draft(prompt, ids, started) for prompt, ids in zip(batch, encoded, strict=True)]
+        self._write(encoded, drafts, longest, temperature, seed)
+        return [_complete(draft) for draft in drafts]
+
+    @abstractmethod
+    def _write(
+        self, encoded: Sequence[list[int]], drafts: Sequence[Draft], max_new_tokens: int, temperature: float, seed: int
+    ) -> None:
+        """Add tokens to each draft until it is complete."""
+
+    def _draft(self, prompt: Prompt, ids: Sequence[int], started: float) -> Draft:
+        return Draft(prompt, len(ids), self._tokenizer, self.end_id, started)
 
     def _encode(self, text: str) -> list[int]:
         # The rendered template already holds every special token.
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _completion(
-        self, prompt_ids: list[int], ids: list[int], latency_ms: float, first_token_ms: float | None = None
-    ) -> Completion:
-        is_ended = self.end_id in ids
-        answer = ids[: ids.index(self.end_id)] if is_ended else ids
-        text = self._tokenizer.decode(answer, skip_special_tokens=True).strip()
-        reason = "stop" if is_ended else "length"
-        return Completion(text, len(prompt_ids), len(answer), latency_ms, reason, first_token_ms)
+
+def batches_of(lengths: Sequence[int], n_workers: int) -> list[list[int]]:
+    """Spread prompts over batches of equal length, the longest first, so that no worker is left with the long ones.
+
+    Args:
+        lengths: Tokens of each prompt.
+        n_workers: Batches that run at once; no batch holds more than its share of all prompts.
+
+    Returns:
+        Places in `lengths`.
+    """
+    share = min(_LARGEST_BATCH, ceil(len(lengths) / n_workers))
+    equal: dict[int, list[int]] = {}
+    for place, length in enumerate(lengths):
+        equal.setdefault(length, []).append(place)
+    return [
+        places[first : first + share]
+        for _, places in sorted(equal.items(), reverse=True)
+        for first in range(0, len(places), share)
+    ]
+
+
+def _complete(draft: Draft) -> Completion:
+    if draft.completion is None:
+        raise RuntimeError("The model stopped before its answer was complete.")
+    return draft.completion
 
 
 # With less than this to read for a token, two threads wait for each other longer than they share work: the bundled
 # model (0.14 GB) writes half as many tokens a second again with one (`make bench`).
 _SMALL_BYTES = 500_000_000
+_MOST_THREADS = 4  # of one generation; CTranslate2's own default
 
 
 class CTranslate2Engine(_Base):
     """Runs a CTranslate2 export.
 
+    What a chat begins with, up to the end of its system message, is read once and remembered.
+
     Args:
         folder: Holds the export and the tokenizer.
-        threads: CPU threads of one generation; by default one for a small model, else as many as CTranslate2 chooses.
+        threads: CPU threads of one generation; by default one for a small model, else up to four.
     """
 
     def __init__(self, folder: Path, threads: int | None = None):
@@ -159,46 +217,71 @@ class CTranslate2Engine(_Base):
 
         super().__init__(folder)
         self.window: int = _read_window(folder)
+        n_cores = _count_cores()
         if threads is None:
-            threads = 1 if (folder / "model.bin").stat().st_size < _SMALL_BYTES else 0
-        self._generator = ctranslate2.Generator(str(folder), device="auto", intra_threads=threads)
+            is_small = (folder / "model.bin").stat().st_size < _SMALL_BYTES
+            threads = 1 if is_small else min(_MOST_THREADS, n_cores)
+        # A GPU is full with one batch.
+        self.n_workers = 1 if ctranslate2.get_cuda_device_count() else max(1, n_cores // threads)
+        self._generator = ctranslate2.Generator(
+            str(folder), device="auto", inter_threads=self.n_workers, intra_threads=threads
+        )
+        self._prefixes: dict[str, list[int]] = {}
 
-    def generate(
-        self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> list[Completion]:
-        """Complete rendered prompts in one batch."""
+    def render(self, messages: Messages) -> str:
+        """Return the prompt text of a chat, ending where the answer begins."""
+        if messages and messages[0]["role"] == "system":
+            self._remember(messages[0])
+        return super().render(messages)
+
+    def _remember(self, system: dict[str, str]) -> None:
+        """Note the tokens that every chat with this system message begins with."""
+        if system["content"] in self._prefixes or len(self._prefixes) == _MOST_PREFIXES:
+            return
+        one, other = (super(CTranslate2Engine, self).render([system, {"role": "user", "content": c}]) for c in "1x")
+        shared = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+        # The last two tokens may be others where another word follows.
+        self._prefixes[system["content"]] = self._encode(shared)[:-2]
+
+    def _write(
+        self, encoded: Sequence[list[int]], drafts: Sequence[Draft], max_new_tokens: int, temperature: float, seed: int
+    ) -> None:
         import ctranslate2
 
         if temperature > 0:
             ctranslate2.set_random_seed(seed)
-        return self._generate(prompts, max_new_tokens, temperature, is_timed=False)
+        prefix = self._prefix(encoded)
+        faults: list[BaseException] = []
 
-    def _generate(
-        self, prompts: Sequence[str], max_new_tokens: int, temperature: float, *, is_timed: bool
-    ) -> list[Completion]:
-        encoded = self._encode_prompts(prompts, max_new_tokens)
-        first_ms: dict[int, float] = {}
-        started = time.perf_counter()
+        def add(step: Any) -> bool:
+            # An exception that leaves a callback ends the process.
+            try:
+                return bool(faults) or drafts[step.batch_id].add(step.token_id)
+            except BaseException as error:
+                faults.append(error)
+                return True
 
-        def note(step: Any) -> bool:
-            first_ms.setdefault(step.batch_id, (time.perf_counter() - started) * 1000)
-            return False
-
-        results = self._generator.generate_batch(
-            [self._tokenizer.convert_ids_to_tokens(ids) for ids in encoded],
+        self._generator.generate_batch(
+            [self._tokenizer.convert_ids_to_tokens(ids[len(prefix) :]) for ids in encoded],
+            static_prompt=self._tokenizer.convert_ids_to_tokens(prefix) or None,
             max_length=max_new_tokens,
             sampling_topk=0 if temperature > 0 else 1,
             sampling_temperature=temperature if temperature > 0 else 1.0,
             include_prompt_in_result=False,
             return_end_token=True,
             end_token=[self.end_id],
-            callback=note if is_timed else None,
+            callback=add,
         )
-        latency_ms = (time.perf_counter() - started) * 1000 / max(1, len(prompts))
-        return [
-            self._completion(ids, list(result.sequences_ids[0]), latency_ms, first_ms.get(index))
-            for index, (ids, result) in enumerate(zip(encoded, results, strict=True))
-        ]
+        if faults:
+            raise faults.pop()  # left in the list, it and this frame would keep each other, and the weights, alive
+
+    def _prefix(self, encoded: Sequence[list[int]]) -> list[int]:
+        """Return the remembered tokens that all prompts begin with, of which each has more."""
+        for prefix in list(self._prefixes.values()):
+            n = len(prefix)
+            if all(len(ids) > n and ids[:n] == prefix for ids in encoded):
+                return prefix
+        return []
 
     def score(self, texts: Sequence[str]) -> list[Likelihood]:
         """Return how likely each text is as it stands, all in one batch."""
@@ -210,8 +293,18 @@ class CTranslate2Engine(_Base):
         return [Likelihood(-sum(r.log_probs) / len(r.log_probs), len(r.log_probs)) for r in results]
 
 
+def _count_cores() -> int:
+    """Return the cores of this process: those it was promised (Ray says it so), or those it may run on."""
+    promised = os.environ.get("OMP_NUM_THREADS", "")
+    if promised.isdecimal() and int(promised):
+        return int(promised)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class TransformersEngine(_Base):
     """Runs a transformers causal language model directory."""
+
+    n_workers = 1
 
     def __init__(self, folder: Path):
         import torch
@@ -223,41 +316,40 @@ class TransformersEngine(_Base):
         self._model = model.to(self._device).eval()
         self.window: int = self._model.config.max_position_embeddings
 
-    def generate(
-        self, prompts: Sequence[str], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
-    ) -> list[Completion]:
-        """Complete rendered prompts one after the other."""
+    def _write(
+        self, encoded: Sequence[list[int]], drafts: Sequence[Draft], max_new_tokens: int, temperature: float, seed: int
+    ) -> None:
+        import torch
+
+        # Sampled together, an answer would depend on its company, and so it would where numbers are coarse.
+        is_alone = temperature > 0 or self._model.dtype != torch.float32
+        for part in [[n] for n in range(len(drafts))] if is_alone else [range(len(drafts))]:
+            self._write_part([encoded[n] for n in part], [drafts[n] for n in part], max_new_tokens, temperature, seed)
+
+    def _write_part(
+        self, encoded: list[list[int]], drafts: list[Draft], max_new_tokens: int, temperature: float, seed: int
+    ) -> None:
         import torch
 
         torch.manual_seed(seed)
-        return self._generate(prompts, max_new_tokens, temperature, is_timed=False)
-
-    def _generate(
-        self, prompts: Sequence[str], max_new_tokens: int, temperature: float, *, is_timed: bool
-    ) -> list[Completion]:
-        import torch
-
-        encoded = self._encode_prompts(prompts, max_new_tokens)
+        tokens = torch.tensor(encoded, device=self._device)
         sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-        completions = []
-        called = time.perf_counter()
-        for ids in encoded:
-            clock = _Clock() if is_timed else None
-            started = time.perf_counter()
-            with torch.inference_mode():
-                output = self._model.generate(
-                    torch.tensor([ids], device=self._device),
-                    attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self._device),
-                    max_new_tokens=max_new_tokens,
-                    eos_token_id=self.end_id,
-                    pad_token_id=self.end_id,
-                    streamer=clock,
-                    **sampling,
-                )
-            latency_ms = (time.perf_counter() - started) * 1000
-            first_ms = (clock.put_at[1] - called) * 1000 if clock else None
-            completions.append(self._completion(ids, output[0, len(ids) :].tolist(), latency_ms, first_ms))
-        return completions
+
+        def add(ids: Any, _: Any, **__: Any) -> Any:
+            newest = ids[:, -1].tolist()
+            is_over = [draft.add(token) for draft, token in zip(drafts, newest, strict=True)]
+            return torch.tensor(is_over, device=ids.device)
+
+        with torch.inference_mode():
+            self._model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self.end_id,
+                pad_token_id=self.end_id,
+                stopping_criteria=[add],
+                **sampling,
+            )
 
     def score(self, texts: Sequence[str]) -> list[Likelihood]:
         """Return how likely each text is as it stands, one after the other."""
@@ -273,19 +365,6 @@ class TransformersEngine(_Base):
             nll = torch.nn.functional.cross_entropy(logits, tokens[0, 1:])
             likelihoods.append(Likelihood(float(nll), len(ids) - 1))
         return likelihoods
-
-
-class _Clock:
-    """A streamer of transformers that notes when it was given the prompt and then each token."""
-
-    def __init__(self) -> None:
-        self.put_at: list[float] = []
-
-    def put(self, value: Any) -> None:
-        self.put_at.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
 
 
 def _check_texts(encoded: Sequence[Sequence[int]], window: int) -> None:

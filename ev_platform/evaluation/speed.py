@@ -1,7 +1,8 @@
 """Speed, memory and cost of base and tuned model, measured in one run.
 
-Concurrency c means c requests that come at the same moment and go through the engine as one batch, as dynamic batching
-in front of it would send them: each is answered when the batch is. Base and tuned answer every batch in turn, and who
+Concurrency c means c requests that come at the same moment. The engine does with them what it does in serving: those of
+equal length go together, as many batches at once as it has workers, and each is answered when it is complete, its wait
+for a worker included. Base and tuned answer every batch in turn, and who
 begins changes from batch to batch, so that whatever else the machine does hits both alike.
 
 What does not belong here: the endpoint around the engine (`serving`), and how fast single answers of the benchmark were
@@ -18,7 +19,7 @@ from math import ceil
 import numpy as np
 import polars as pl
 
-from ev_platform.engine import Completion, Engine, Writer
+from ev_platform.engine import Engine
 from ev_platform.prompting import Messages, passage_text
 from ev_platform.records import InferenceFigure, to_frame
 from ev_platform.tasks import EvaluationConfig
@@ -108,14 +109,9 @@ def _answer(engine: Engine, prompts: Sequence[str], config: EvaluationConfig, me
     import psutil
 
     started = time.perf_counter()
-    completions: list[Completion]
-    if isinstance(engine, Writer):
-        completions = engine.generate_timed(prompts, max_new_tokens=config.max_new_tokens)
-    else:
-        completions = engine.generate(prompts, max_new_tokens=config.max_new_tokens)
-    spent_s = time.perf_counter() - started
-    measured.busy_s += spent_s
-    measured.latencies_ms += [spent_s * 1000] * len(prompts)
+    completions = engine.generate(prompts, max_new_tokens=config.max_new_tokens)
+    measured.busy_s += time.perf_counter() - started
+    measured.latencies_ms += [completion.latency_ms for completion in completions]
     measured.first_token_ms += [c.first_token_ms for c in completions if c.first_token_ms is not None]
     measured.n_tokens += sum(completion.n_completion_tokens for completion in completions)
     measured.memory_bytes = max(measured.memory_bytes, psutil.Process().memory_info().rss)
