@@ -26,7 +26,7 @@ def report(
     """
     quiet()
     from ev_platform.evaluation import pages
-    from ev_platform.evaluation.report import print_table
+    from ev_platform.evaluation.report import print_abstention, print_table
     from ev_platform.storage import Store
 
     settings = get_settings()
@@ -49,4 +49,8 @@ def report(
     if told["gate"] and told["gate"]["decision"]:
         say(f"Gate: {told['gate']['decision']['decision'].replace('_', ' ')}. {told['gate']['decision']['reason']}")
     console.print(print_table(store.read("eval_report", chosen.name)))
+    if told["abstention"] and told["abstention"]["min_score"] is None:
+        say(f"Never abstains by score. {told['abstention']['reason']}")
+    elif told["abstention"]:
+        console.print(print_abstention(told["abstention"]))
     say(f"Report: {page}")

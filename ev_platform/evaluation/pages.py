@@ -30,6 +30,8 @@ SURROUNDING = (
     "pair_judgements",
     "seed_scores",
     "retrieval_report",
+    "abstention_calibration",
+    "abstention_scores",
     "general_answers",
     "inference_benchmark",
     "coverage",

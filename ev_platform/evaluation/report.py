@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from ev_platform.evaluation.calibration import GROUPS
 from ev_platform.evaluation.figures import label_of
 from ev_platform.evaluation.names import COSTS, DIFFERENCES, MEANINGS, METRIC_NAMES, SCORES
 from ev_platform.evaluation.plots import (
@@ -29,7 +30,7 @@ from ev_platform.evaluation.statistics import ALPHA
 from ev_platform.evaluation.summary import order_systems
 from ev_platform.pages import render
 
-__all__ = ["DIFFERENCES", "METRIC_NAMES", "SCORES", "print_table", "render_report"]
+__all__ = ["DIFFERENCES", "METRIC_NAMES", "SCORES", "print_abstention", "print_table", "render_report"]
 
 # What the terminal shows with intervals, as many as 80 columns hold beside the names of the systems, and without.
 PRINTED = ("accuracy", "macro_f1", "token_f1", "exact_match", "rouge_l", "chrf")
@@ -132,6 +133,24 @@ def print_table(metrics: pl.DataFrame) -> Group:
     tables = [_table(scores, systems, first, title=title, has_bounds=True)]
     tables += [_table(scores, systems, names) for names in (second, [name for name in COSTS if name in found]) if names]
     return Group(*tables)
+
+
+def print_abstention(told: Row) -> Table:
+    """Lay out for a terminal what share of questions is refused by their score.
+
+    Args:
+        told: See `surroundings.describe_surroundings`, its part `abstention`, where a score was chosen.
+    """
+    title = f"Abstains below a score of {told['min_score']:.3f}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("questions", no_wrap=True)
+    for name in ("n", "refused", "95 % interval"):
+        table.add_column(name, justify="right")
+    for line in told["shares"]:
+        if line["n"]:
+            bounds = f"{line['low']:.1%}, {line['high']:.1%}"
+            table.add_row(GROUPS[line["group"]], f"{line['n']:,}", f"{line['value']:.1%}", bounds)
+    return table
 
 
 def _table(

@@ -9,8 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
+from ev_platform.evaluation.calibration import GROUPS
 from ev_platform.evaluation.figures import WRONG, label_of
 from ev_platform.evaluation.names import METRIC_NAMES
+from ev_platform.evaluation.plots import plot_scores_of_questions
 
 N_GROUPS = 15  # lines of errors by source, and of labels, that are shown
 
@@ -27,6 +31,7 @@ class Section:
         rows: Cells as text, as many as columns.
         note: Below it.
         n_text: Columns from the left that hold text and not figures.
+        plot: Above the table.
     """
 
     title: str
@@ -34,6 +39,7 @@ class Section:
     rows: Sequence[Sequence[str]]
     note: str = ""
     n_text: int = 1
+    plot: Markup | None = None
 
 
 def sections_of(report: Row) -> list[Section]:
@@ -44,6 +50,7 @@ def sections_of(report: Row) -> list[Section]:
         ("judgements", _judgements),
         ("seeds", _seeds),
         ("retrieval", _retrieval),
+        ("abstention", _abstention),
         ("retention", _retention),
         ("speed", _speed),
         ("coverage", _coverage),
@@ -169,6 +176,37 @@ def _retrieval(report: Row) -> list[Section]:
     )
     head = ["search", "what is found", "rows", *(metric.replace("mrr", "MRR") for metric in metrics)]
     return [Section("Retrieval", head, rows, note, n_text=2)]
+
+
+def _abstention(report: Row) -> list[Section]:
+    told = report["abstention"]
+    rows = [
+        [
+            GROUPS[line["group"]],
+            f"{line['n']:,}",
+            f"{line['n_refused']:,}",
+            _figure(line["value"], "{:.1%}"),
+            _bounds(line, "{:.1%}"),
+        ]
+        for line in told["shares"]
+        if line["n"]
+    ]
+    note = (
+        "The score of a question is the cosine of it and the nearest passage that is found. Where it lies below the "
+        f"line, nothing is generated and the answer is the task's sentence for that. {told['reason']}"
+    )
+    head = ["questions", "n", "refused", "share", "95 % interval"]
+    plot = plot_scores_of_questions(told["scores"], told["min_score"])
+    found = [Section("Questions out of scope", head, rows, note, plot=plot)]
+    for title, lines in (
+        ("Questions of the task that are refused", told["refused"]),
+        ("Held-out questions outside the task that are answered", told["answered"]),
+    ):
+        if told["min_score"] is not None and lines:
+            rows = [[row["question"], row["source"], _figure(row["score"])] for row in lines[:N_GROUPS]]
+            more = f"The {N_GROUPS} of {len(lines)} that are furthest off." if len(lines) > N_GROUPS else ""
+            found.append(Section(title, ["question", "from", "score"], rows, more, n_text=2))
+    return found
 
 
 def _retention(report: Row) -> list[Section]:

@@ -31,6 +31,7 @@ def describe_surroundings(tables: Tables, model_version: str | None, benchmark_f
         "judgements": _judgements(tables),
         "seeds": _seeds(tables),
         "retrieval": _rows(tables, "retrieval_report"),
+        "abstention": _abstention(tables),
         "retention": _retention(tables),
         "speed": _rows(tables, "inference_benchmark"),
         "coverage": _coverage(tables),
@@ -104,6 +105,26 @@ def _seeds(tables: Tables) -> list[Row]:
     from ev_platform.evaluation.seeds import spread_over_seeds
 
     return spread_over_seeds(frame).to_dicts()
+
+
+def _abstention(tables: Tables) -> Row | None:
+    """Return the score below which the model abstains, what share of each group that is, and which it treats wrongly.
+
+    Beside the shares stand the scores of all questions, the test questions that are refused, and those outside the task
+    that are answered, nearest first.
+    """
+    shares, scores = _rows(tables, "abstention_calibration"), _rows(tables, "abstention_scores")
+    if not shares or not scores:
+        return None
+    scores = sorted(scores, key=lambda row: -row["score"])
+    return {
+        "min_score": shares[0]["min_score"],
+        "reason": shares[0]["reason"],
+        "shares": [{name: row[name] for name in ("group", "n", "n_refused", "value", "low", "high")} for row in shares],
+        "refused": [row for row in reversed(scores) if row["is_refused"] and row["group"] in ("trained", "answerable")],
+        "answered": [row for row in scores if not row["is_refused"] and row["group"] == "strange_held_out"],
+        "scores": [{name: row[name] for name in ("group", "score")} for row in scores],
+    }
 
 
 def _retention(tables: Tables) -> Row | None:
