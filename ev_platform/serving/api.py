@@ -57,7 +57,7 @@ def create_api(backend: Backend, data_root: Path, config: ServingConfig) -> Fast
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     _add_error_handlers(app)
-    models = Models(backend, config)
+    models = Models(backend)
     # `Gate` checks the key; this tells clients of it.
     keyed = [Security(HTTPBearer(auto_error=False, description="A key made with `ev-platform keys create NAME`."))]
     add_chat(app, models, keyed)

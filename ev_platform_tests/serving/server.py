@@ -4,7 +4,6 @@ import contextlib
 
 import httpx
 
-from ev_platform.engine import Completion
 from ev_platform.serving.api import create_api
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.keys import UNLIMITED, create_key
@@ -71,21 +70,3 @@ def span_release(task_name="fake_spans", **changes):
     return fake_release(
         task_name, task_type=get_task_type("extractive_qa"), retriever=None, chunks={}, has_retrieval=True, **changes
     )
-
-
-class SaysSo:
-    """An engine that always writes the same."""
-
-    window = 400
-
-    def __init__(self, text):
-        self.text = text
-
-    def render(self, messages):
-        return messages[-1]["content"]
-
-    def count_tokens(self, text):
-        return len(text.split())
-
-    def generate(self, prompts, *, max_new_tokens, temperature=0.0, seed=0):
-        return [Completion(self.text, self.count_tokens(prompt), 2, 1.0, "stop") for prompt in prompts]

@@ -6,7 +6,8 @@ from ev_platform.serving.live import LiveRelease
 from ev_platform.serving.schemas import MAX_CONTENT_CHARS, MAX_CONTEXT_CHARS
 from ev_platform.serving.worker import LocalBackend
 from ev_platform_tests.serving.fakes import fake_release
-from ev_platform_tests.serving.server import SaysSo, Server, error_of, labels_release, span_release
+from ev_platform_tests.serving.server import Server, error_of, labels_release, span_release
+from ev_platform_tests.serving.web import SayingEngine
 
 CONTEXT = "Our rules say this: the RCD of a charging point must be tested every three months."
 
@@ -67,14 +68,14 @@ def test_question_far_from_every_passage_is_not_answered(tmp_path):
 
 def test_answer_that_says_it_does_not_know_is_an_abstention(tmp_path):
     with Server(
-        tmp_path, fake_release(engine=SaysSo("None of it says so."), no_answer="None of it says so.")
+        tmp_path, fake_release(engine=SayingEngine("None of it says so."), no_answer="None of it says so.")
     ) as server:
         assert server.answer().json()["abstained"] is True
 
 
 @pytest.mark.parametrize(("written", "label"), [("Card", "card"), ("a card", None)])
 def test_text_gets_a_label_or_none(tmp_path, written, label):
-    with Server(tmp_path, labels_release(engine=SaysSo(written))) as server:
+    with Server(tmp_path, labels_release(engine=SayingEngine(written))) as server:
         answer = server.client.post("/v1/classify", json={"text": "Where is my card?"})
     body = answer.json()
     assert answer.status_code == 200
@@ -91,7 +92,7 @@ def test_text_gets_a_label_or_none(tmp_path, written, label):
     ],
 )
 def test_answer_is_found_in_its_passage_where_it_stands_there(tmp_path, written, span, is_abstention):
-    with Server(tmp_path, span_release(engine=SaysSo(written), no_answer="It says no.")) as server:
+    with Server(tmp_path, span_release(engine=SayingEngine(written), no_answer="It says no.")) as server:
         answer = server.client.post("/v1/extract", json={"question": "How often?", "context": CONTEXT})
     body = answer.json()
     assert answer.status_code == 200
@@ -102,8 +103,12 @@ def test_answer_is_found_in_its_passage_where_it_stands_there(tmp_path, written,
 
 
 def test_several_models_are_asked_by_name_and_each_type_by_its_own_route(tmp_path):
-    releases = [fake_release(), labels_release(engine=SaysSo("card")), span_release(engine=SaysSo("months"))]
-    releases.append(fake_release(model_version="fake_task@4", engine=SaysSo("four")))
+    releases = [
+        fake_release(),
+        labels_release(engine=SayingEngine("card")),
+        span_release(engine=SayingEngine("months")),
+    ]
+    releases.append(fake_release(model_version="fake_task@4", engine=SayingEngine("four")))
     names = ["fake_task", "fake_labels", "fake_spans@candidate", "fake_task@candidate"]
     backend = LocalBackend({name: LiveRelease(r) for name, r in zip(names, releases, strict=True)})
     bodies = {
