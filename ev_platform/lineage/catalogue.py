@@ -1,4 +1,6 @@
-"""Builds `ev.duckdb`: views over the current Parquet files and over all versions, the sidecar records, the SQL models.
+"""Builds `ev.duckdb`: views over the Parquet files, current and of all versions, the sidecar records, the SQL models.
+
+What was served grows without the graph: its views name folders, which are looked through at each query.
 
 The platform never holds the file open for writing where readers look: it is built beside and moved into place, so
 that a plain `duckdb` client can query at any moment (one DuckDB writer locks every other process out).
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
+import polars as pl
 
 from ev_platform.errors import UserError
 from ev_platform.lineage.models import HISTORY, load_models
-from ev_platform.records import TABLES
+from ev_platform.records import SERVED, TABLES, schema_of
+from ev_platform.serving.segments import SEGMENT, Segments
 
 if TYPE_CHECKING:
     from ev_platform.storage import Store
@@ -34,6 +38,14 @@ _RECORD_COLUMNS = {
     "code_version": "VARCHAR",
     "host": "VARCHAR",
     "git_commit": "VARCHAR",
+}
+_DUCKDB_TYPES = {
+    pl.String: "VARCHAR",
+    pl.Int64: "BIGINT",
+    pl.Float64: "DOUBLE",
+    pl.Float32: "FLOAT",
+    pl.Boolean: "BOOLEAN",
+    pl.Datetime: "TIMESTAMPTZ",
 }
 
 
@@ -54,6 +66,37 @@ def _materializations(tables: Path) -> str:
     # A view over an empty glob fails, so an empty store gets a view without rows.
     columns = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in _RECORD_COLUMNS.items())
     return f"SELECT {columns} WHERE false"
+
+
+def _duckdb_type(dtype: pl.DataType) -> str:
+    if isinstance(dtype, pl.List):
+        return f"{_DUCKDB_TYPES[type(pl.Series(dtype=dtype.inner).dtype)]}[]"
+    return _DUCKDB_TYPES[type(dtype)]
+
+
+def _served(segments: Segments) -> str:
+    """Return the query on what was served: each segment's rows from that of its files whose name sorts last."""
+    segments.ensure()
+    schema = schema_of(segments.table)
+    columns = ", ".join(f'"{name}"' for name in schema)
+    types = ", ".join(f"{_quote(name)}: {_quote(_duckdb_type(dtype))}" for name, dtype in schema.items())
+    parquet, journals = segments.root / "*" / "*.parquet", segments.root / "journal" / "*.jsonl"
+    return f"""
+        WITH every AS (
+            SELECT {columns}, {SEGMENT}, parse_filename(filename) AS file
+            FROM read_parquet(
+                {_quote(str(parquet))}, union_by_name = true, hive_partitioning = false, filename = true
+            )
+            UNION ALL
+            SELECT {columns}, parse_filename(filename, true), ''
+            FROM read_json(
+                {_quote(str(journals))},
+                columns = {{{types}}}, format = 'newline_delimited', ignore_errors = true, filename = true
+            )
+            WHERE "{next(iter(schema))}" IS NOT NULL  -- a line that is being written, or never was to its end
+        )
+        SELECT {columns} FROM every
+        SEMI JOIN (SELECT {SEGMENT}, max(file) AS file FROM every GROUP BY {SEGMENT}) USING ({SEGMENT}, file)"""
 
 
 def build_catalogue(store: Store) -> Path:
@@ -91,6 +134,8 @@ def _write(store: Store, current: dict[str, list[Path]]) -> None:
                     f"FROM {_parquet(store.all_files(table), 'filename = true')}"
                 )
             connection.execute(f"CREATE VIEW materializations AS {_materializations(store.root / 'tables')}")
+            for table in SERVED:
+                connection.execute(f"CREATE VIEW {table} AS {_served(Segments(store.root, table))}")
             for model in load_models():
                 connection.execute(f"CREATE VIEW {model.name} AS {model.sql}")
             connection.execute("USE memory")

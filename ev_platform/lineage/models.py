@@ -12,11 +12,11 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from ev_platform.errors import UserError
-from ev_platform.records import TABLES
+from ev_platform.records import SERVED, TABLES
 
 SQL_ROOT = Path(__file__).resolve().parents[2] / "dbt_like_sql"
 HISTORY = "_history"  # suffix of the view over all versions of a table
-BUILT_IN = {*TABLES, *(table + HISTORY for table in TABLES), "materializations"}
+BUILT_IN = {*TABLES, *(table + HISTORY for table in TABLES), *SERVED, "materializations"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,8 @@ class Journal:
         table: `requests` or `feedback`.
         retention_days: Age in days at which rows are deleted, whole days at a time; None keeps them.
         max_rows: Rows after which a segment is rolled.
-        roll_after_s: Longest time until the rows of a segment are rolled.
+        roll_after_s: Age at which a segment is rolled; since it is looked at as often, rows wait for twice that at
+            most.
         on_fault: Called by the thread with what stopped it from rolling or deleting, as a full disk does; the rows stay
             in their journal, readable, and it is tried again.
     """
@@ -69,6 +70,7 @@ class Journal:
         self._lock = threading.Lock()
         self._open: OpenSegment | None = None
         self._n_rows = self._n_bytes = 0
+        self._begun_at = 0.0
         self._full: list[OpenSegment] = []
         self._is_closed = False
         self._wake = threading.Event()
@@ -115,7 +117,7 @@ class Journal:
         begun = self._segments.begin()  # first: where that fails, the old one stays in use
         if self._open is not None:
             self._full.append(self._open)
-        self._open, self._n_rows, self._n_bytes = begun, 0, 0
+        self._open, self._n_rows, self._n_bytes, self._begun_at = begun, 0, 0, time.monotonic()
         return begun
 
     def _run(self) -> None:
@@ -133,7 +135,8 @@ class Journal:
 
     def _roll(self) -> None:
         with self._lock:
-            if self._open is not None and (self._n_rows or self._is_closed):
+            is_due = self._is_closed or self._is_full() or time.monotonic() - self._begun_at >= self._roll_after_s
+            if self._open is not None and is_due:
                 self._full.append(self._open)
                 self._open, self._n_rows, self._n_bytes = None, 0, 0
         while self._full:

@@ -219,6 +219,7 @@ def scan(table: str, files: list[Path], file_column: str | None = None) -> pl.La
     return pl.scan_parquet(
         files,
         schema=stored_schema(table),
+        glob=False,
         missing_columns="insert",
         extra_columns="ignore",
         include_file_paths=file_column,
