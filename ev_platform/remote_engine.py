@@ -16,6 +16,7 @@ from typing import Any
 
 from ev_platform.decoding import Draft
 from ev_platform.engine import Likelihood, _Base, _check_texts, _read_window
+from ev_platform.errors import UserError
 
 # Requests under way at once. vLLM puts them into batches by itself, whatever their lengths.
 N_CONNECTIONS = 64
@@ -30,6 +31,9 @@ class RemoteEngine(_Base):
         folder: Of the version's model; its tokenizer and window are used, its weights are not.
         url: Of the server, without `/v1`.
         model: Name that the server knows the weights by.
+
+    Raises:
+        UserError: If the server does not answer, or has no model of that name.
     """
 
     n_workers = N_CONNECTIONS
@@ -46,6 +50,19 @@ class RemoteEngine(_Base):
             limits=httpx.Limits(max_connections=N_CONNECTIONS),
             trust_env=False,  # prompts hold what people asked: they go to that server and through no proxy
         )
+        self._check_model(url)
+
+    def _check_model(self, url: str) -> None:
+        import httpx
+
+        how = "start vLLM with the file that `ev-platform models vllm` writes for it"
+        try:
+            answer = self._client.get("/v1/models").raise_for_status()
+        except httpx.HTTPError as error:
+            raise UserError(f"The engine at {url} does not answer ({type(error).__name__}): {how}.") from error
+        names = [model["id"] for model in answer.json()["data"]]
+        if self._model not in names:
+            raise UserError(f"The engine at {url} has {', '.join(names) or 'no model'}, not {self._model}: {how}.")
 
     def _write(
         self, encoded: Sequence[list[int]], drafts: Sequence[Draft], max_new_tokens: int, temperature: float, seed: int

@@ -5,13 +5,13 @@ import json
 import time
 from types import SimpleNamespace
 
-import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from ev_platform.decoding import Prompt
 from ev_platform.engine import TransformersEngine, Writer
+from ev_platform.errors import UserError
 from ev_platform.remote_engine import RemoteEngine
 from ev_platform.serving.batching import Batcher
 from ev_platform_tests.serving.web import listening
@@ -57,12 +57,16 @@ def completions(engine, seen):
             scores = network(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
         return [None, *scores.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()]
 
+    @app.get("/v1/models")
+    async def models():
+        return {"data": [{"id": "tiny@1"}]}
+
     @app.post("/v1/completions", response_model=None)
     async def complete(request: Request):
         body = await request.json()
         seen.bodies.append(body)
-        if body["model"] != "tiny@1":
-            return JSONResponse({"error": {"message": f"no such model; prompt was {body['prompt']}"}}, 404)
+        if seen.is_failing:
+            return JSONResponse({"error": {"message": f"out of memory at {body['prompt']}"}}, 500)
         if body.get("echo"):
             assert body["max_tokens"] == 0
             scored = [{"index": i, "logprobs": {"token_logprobs": logprobs(p)}} for i, p in enumerate(body["prompt"])]
@@ -84,7 +88,9 @@ def local(folder):
 
 @pytest.fixture
 def seen():
-    return SimpleNamespace(bodies=[], running=0, most_running=0, n_tokens=0, pause_s=0.0, sends_ids=True)
+    return SimpleNamespace(
+        bodies=[], running=0, most_running=0, n_tokens=0, pause_s=0.0, sends_ids=True, is_failing=False
+    )
 
 
 @pytest.fixture
@@ -160,11 +166,20 @@ def test_texts_are_as_likely_as_here(remote, local):
         assert there.nll == pytest.approx(here.nll, abs=1e-5)
 
 
-def test_refusals_and_other_servers_are_told_without_the_prompt(folder, url, seen, remote):
-    with pytest.raises(RuntimeError, match=r"answered with status 404\.$"):
-        RemoteEngine(folder, url, "tiny@2").generate(PROMPTS, max_new_tokens=2)
+def test_faults_of_the_server_are_told_without_the_prompt(remote, seen):
+    seen.is_failing = True
+    with pytest.raises(RuntimeError, match=r"answered with status 500\.$"):
+        remote.generate(PROMPTS, max_new_tokens=2)
+
+
+def test_server_that_sends_text_only_is_refused(remote, seen):
     seen.sends_ids = False
     with pytest.raises(RuntimeError, match="sends no token ids"):
         remote.generate(PROMPTS[:1], max_new_tokens=2)
-    with pytest.raises(httpx.ConnectError):
-        RemoteEngine(folder, "http://127.0.0.1:9", "tiny@1").generate(PROMPTS[:1], max_new_tokens=2)
+
+
+def test_server_that_is_not_there_or_has_another_model_is_told_at_once(folder, url):
+    with pytest.raises(UserError, match=r"has tiny@1, not tiny@2: start vLLM with the file"):
+        RemoteEngine(folder, url, "tiny@2")
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9 does not answer \(ConnectError\)"):
+        RemoteEngine(folder, "http://127.0.0.1:9", "tiny@1")
