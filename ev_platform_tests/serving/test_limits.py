@@ -109,6 +109,9 @@ def test_what_is_left_is_told():
     limits.charge("aa", 30)
     with limits.admit(key, spends_tokens=False) as left:
         assert (left.requests, left.tokens) == (1, 0)
+    clocks.pass_s(61)
+    with limits.admit(key, spends_tokens=False) as left:
+        assert left.requests == 2
     with limits.admit(key_with(), spends_tokens=True) as left:
         assert (left.requests, left.tokens) == (None, None)
 
