@@ -100,7 +100,8 @@ def _topics(file: Path) -> dict[str, list[str]]:
     )
     if not is_right:
         raise UserError(
-            f"{file} should hold topics, each with a list of questions, such as cooking: [How ... an egg?]."
+            f"{file} should hold topics, each with a list of questions, such as "
+            'cooking: ["How long do I boil an egg?"].'
         )
     return topics
 
