@@ -14,7 +14,7 @@ from ev_platform.engine import TransformersEngine, Writer
 from ev_platform.errors import UserError
 from ev_platform.remote_engine import RemoteEngine
 from ev_platform.serving.batching import Batcher
-from ev_platform_tests.serving.web import listening
+from ev_platform.serving.replay import served
 from ev_platform_tests.tiny import write_tiny_model
 
 PROMPTS = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in ("Which plug?", "Wie lang?")]
@@ -95,7 +95,7 @@ def seen():
 
 @pytest.fixture
 def url(local, seen):
-    with listening(completions(local, seen)) as url:
+    with served(completions(local, seen)) as url:
         yield url
 
 

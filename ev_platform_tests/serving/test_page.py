@@ -1,6 +1,7 @@
 """The chat page in headless Chromium, on the real application over releases without weights."""
 
 import re
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,10 +14,11 @@ from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.journal import read_journal
 from ev_platform.serving.keys import KeyLimits, create_key, revoke_key
 from ev_platform.serving.live import LiveRelease
+from ev_platform.serving.replay import served
 from ev_platform.serving.worker import LocalBackend
-from ev_platform.tasks.types import get_task_type
 from ev_platform_tests.serving import fakes
-from ev_platform_tests.serving.web import SayingEngine, chromium, listening, needs_browser
+from ev_platform_tests.serving.server import labels_release, span_release
+from ev_platform_tests.serving.web import SayingEngine, chromium, needs_browser
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script> [2]"
 HOSTILE_CHUNKS = {
@@ -27,25 +29,12 @@ HOSTILE_CHUNKS = {
 
 def releases():
     """Return a release of each kind, by the name it is served under."""
-    no_passages = {"retriever": None, "chunks": {}}
     return {
-        "charging": fakes.fake_release("charging"),
+        "charging": fakes.fake_release("charging", engine=fakes.FakeWriter()),
         "cautious": fakes.fake_release("cautious", min_score=0.95),
         "hostile": fakes.fake_release("hostile", engine=SayingEngine(HOSTILE), chunks=HOSTILE_CHUNKS),
-        "banking": fakes.fake_release(
-            "banking",
-            task_type=get_task_type("classification"),
-            engine=SayingEngine("lost card"),
-            labels=("card arrival", "lost card"),
-            **no_passages,
-        ),
-        "squad": fakes.fake_release(
-            "squad",
-            task_type=get_task_type("extractive_qa"),
-            engine=SayingEngine("three months"),
-            has_retrieval=True,  # a passage comes with each question
-            **no_passages,
-        ),
+        "banking": labels_release("banking", engine=SayingEngine("refund")),
+        "squad": span_release("squad", engine=SayingEngine("three months")),
     }
 
 
@@ -54,10 +43,10 @@ def site(tmp_path_factory):
     """Serve a release of each kind; give the address, a key, and the folder that the journal is in."""
     root = tmp_path_factory.mktemp("page")
     key = create_key(root, "tests", limits=KeyLimits(requests_per_minute=None))
-    served = releases()
-    backend = LocalBackend({name: LiveRelease(release) for name, release in served.items()})
-    with listening(create_api(backend, root, ServingConfig())) as url:
-        yield SimpleNamespace(url=url, key=key, root=root, served=served)
+    by_name = releases()
+    backend = LocalBackend({name: LiveRelease(release) for name, release in by_name.items()})
+    with served(create_api(backend, root, ServingConfig()), backend) as url:
+        yield SimpleNamespace(url=url, key=key, root=root, releases=by_name)
 
 
 @pytest.fixture(scope="module")
@@ -235,30 +224,32 @@ def test_abstention_is_shown_as_such_and_sources_are_folded(page, site):
     enter(page, site.key, "cautious")
     card = answered(page, "Who won the match?")
     expect(card.locator(".tag")).to_have_text("No answer in these sources")
-    expect(card.locator(".answer")).to_have_text(site.served["cautious"].no_answer)
+    expect(card.locator(".answer")).to_have_text(site.releases["cautious"].no_answer)
     expect(card.locator(".sources")).not_to_have_attribute("open", "")
 
 
 @needs_browser
 @pytest.mark.parametrize("stop", ["button", "key"])
 def test_stopping_ends_the_request_and_the_question_can_be_asked_again(page, site, stop):
-    engine = site.served["charging"].engine
+    engine = site.releases["charging"].engine
     enter(page, site.key)
-    engine.may_answer.clear()
+    engine.pause_s, n_before = 0.2, engine.n_written
     try:
         card = ask(page, "How often, slowly?")
-        # Passages are there before the answer is.
-        expect(card.locator(".sources li")).to_have_count(2)
+        expect(card.locator(".answer")).to_contain_text("temperature=0.0")  # its first word
         expect(card.locator(".progress")).to_contain_text("Writing")
+        expect(card.locator(".sources li")).to_have_count(2)
         with page.expect_event("requestfailed") as failed:
             if stop == "button":
                 page.get_by_role("button", name="Stop").click()
             else:
                 page.keyboard.press("Escape")
         assert failed.value.failure == "net::ERR_ABORTED"
+        expect(card.locator(".tag")).to_have_text("Stopped")
+        time.sleep(0.5)  # for words that nobody waits for
+        assert engine.n_written - n_before < 8 < len(card.locator(".answer").inner_text()) < 200
     finally:
-        engine.may_answer.set()
-    expect(card.locator(".tag")).to_have_text("Stopped")
+        engine.pause_s = 0.0
     expect(page.get_by_label("Your question")).to_be_focused()
     card.get_by_role("button", name="Ask again").click()
     expect(page.locator("article")).to_have_count(2)
@@ -292,10 +283,10 @@ def test_rating_and_correction_reach_the_journal(page, site):
 @needs_browser
 def test_text_is_labelled(page, site):
     enter(page, site.key, "banking")
-    expect(page.get_by_role("list", name="Labels").get_by_role("listitem")).to_have_text(["card arrival", "lost card"])
+    expect(page.get_by_role("list", name="Labels").get_by_role("listitem")).to_have_text(["card", "refund"])
     page.get_by_label("Text to label").fill("I left my card in a taxi.")
     page.get_by_role("button", name="Label").click()
-    expect(page.locator(".answer.label")).to_have_text("lost card")
+    expect(page.locator(".answer.label")).to_have_text("refund")
     expect(page.locator(".facts")).to_contain_text("banking@3")
 
 

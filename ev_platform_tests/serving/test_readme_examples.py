@@ -13,10 +13,11 @@ from ev_platform.serving.api import create_api
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.journal import read_journal
 from ev_platform.serving.live import LiveRelease
+from ev_platform.serving.replay import served
 from ev_platform.serving.worker import LocalBackend
 from ev_platform.tasks.types import get_task_type
 from ev_platform_tests.serving import fakes
-from ev_platform_tests.serving.web import SayingEngine, listening
+from ev_platform_tests.serving.web import SayingEngine
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,7 +75,7 @@ def shell(tmp_path_factory):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    with listening(create_api(backend, root / "data", ServingConfig())) as url:
+    with served(create_api(backend, root / "data", ServingConfig()), backend) as url:
         lines = exports.replace(PRINTED_URL, url) + 'echo "$EV_URL $EV_API_KEY"'
         environment["EV_URL"], environment["EV_API_KEY"] = run(lines).split()
         run.data_root = root / "data"

@@ -1,13 +1,9 @@
-"""The real application on a real port of this machine, and a browser to look at it."""
+"""A browser to look at the application with, and an engine whose words a test knows."""
 
 import contextlib
 import shutil
-import socket
-import threading
-import time
 
 import pytest
-import uvicorn
 
 from ev_platform.collect.browser import _NAMES
 from ev_platform.engine import Completion
@@ -27,23 +23,6 @@ class SayingEngine(fakes.FakeEngine):
 
     def generate(self, prompts, **options):
         return [Completion(self._text, c.n_prompt_tokens, 5, 1.0, "stop") for c in super().generate(prompts, **options)]
-
-
-@contextlib.contextmanager
-def listening(api):
-    """Serve an application on a free port; yield its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(api, log_level="error"))
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive(), "the server did not start"
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(20)
 
 
 @contextlib.contextmanager
