@@ -164,10 +164,24 @@ def load_named(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> R
     return fake_release(task_name, model_version=version, instructions=f"I am {version}.")
 
 
+def load_written(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:
+    """Load what `load_named` does, with an engine that writes word by word."""
+    return _load_writer(data_root, task_name, name, 0.0)
+
+
 def load_slow(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:
-    """Load what `load_named` does, with an engine that takes ten milliseconds for each word."""
+    """Load what `load_named` does, with an engine that takes twenty milliseconds for each word."""
+    return _load_writer(data_root, task_name, name, 0.02)
+
+
+def load_crawling(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:
+    """Load what `load_named` does, with an engine that takes almost a second for each word."""
+    return _load_writer(data_root, task_name, name, 0.8)
+
+
+def _load_writer(data_root: Path, task_name: str, name: str, pause_s: float) -> Release:
     version = read_aliases(Store(data_root), task_name).get(name, name)
-    return fake_release(task_name, model_version=version, instructions=f"I am {version}.", engine=FakeWriter(0.01))
+    return fake_release(task_name, model_version=version, instructions=f"I am {version}.", engine=FakeWriter(pause_s))
 
 
 def load_missing(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:
