@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ev_platform.serving import limits as limits_module
 from ev_platform.serving.keys import UNLIMITED, KeyInfo, KeyLimits
-from ev_platform.serving.limits import MAX_ADDRESSES, MAX_FAILED_PER_MINUTE, FailedAttempts, Limits
+from ev_platform.serving.limits import MAX_FAILED_PER_MINUTE, FailedAttempts, Limits
 from ev_platform.serving.schemas import ApiError
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -227,21 +228,22 @@ def test_addresses_of_one_ipv6_network_count_as_one(first, second, is_one):
     assert (failed.note(second) is not None) is is_one
 
 
-def test_memory_does_not_grow_with_addresses_nor_with_requests():
+def test_memory_does_not_grow_with_addresses_nor_with_requests(monkeypatch):
+    monkeypatch.setattr(limits_module, "MAX_ADDRESSES", n_kept := 400)
     failed, limits = FailedAttempts(), Limits({})
     key = key_with(requests_per_minute=50)
 
     def attack(first):
-        for number in range(first, first + MAX_ADDRESSES + 100):
+        for number in range(first, first + n_kept + 100):
             failed.note(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
             ask(limits, key)
 
     attack(0)
     tracemalloc.start()
     try:
-        attack(2 * MAX_ADDRESSES)
+        attack(2 * n_kept)
         grown, _ = tracemalloc.get_traced_memory()
-        attack(4 * MAX_ADDRESSES)
+        attack(4 * n_kept)
         assert tracemalloc.get_traced_memory()[0] < 1.2 * grown
     finally:
         tracemalloc.stop()
