@@ -20,7 +20,7 @@ import polars as pl
 from ev_platform.corpus.privacy import mask_personal_data
 from ev_platform.dataset.filters import find_refusal, find_residue, find_unnatural, find_unsupported
 from ev_platform.dataset.grounding import Flaw
-from ev_platform.dataset.locate import Locator
+from ev_platform.dataset.locate import Locator, words
 from ev_platform.dataset.overlap import normalise
 from ev_platform.prompting import passage_text
 from ev_platform.records import Example, FeedbackCandidate, to_frame
@@ -193,6 +193,11 @@ def find_unsound(
     return flaw
 
 
+def _share(text: str, chunk: Row) -> float:
+    asked = set(words(text))
+    return len(asked & set(words(passage_text(chunk["heading_path"], chunk["text"])))) / max(1, len(asked))
+
+
 class _Passages:
     """Finds the passage that an accepted row rests on."""
 
@@ -209,8 +214,10 @@ class _Passages:
         return normalise(answer) != normalise(self._no_answer)
 
     def find(self, question: str, answer: str, cited: Sequence[str]) -> Row | None:
-        """Return the best of the cited passages that supports a row, else one of the corpus, else the best cited."""
+        """Return the cited passage that supports a row and says most of it, else another, else a cited one."""
         known = [self._chunks[chunk_id] for chunk_id in cited if chunk_id in self._chunks]
+        # The rules of grounding find what contradicts an answer: of two passages that do not, one may be beside it.
+        known.sort(key=lambda chunk: _share(answer, chunk) * 2 + _share(question, chunk), reverse=True)
         for chunk in known:
             if self._supports(chunk, question, answer):
                 return chunk
