@@ -91,6 +91,7 @@ data: {"id":"1","created":1795251600,"model":"ev_charging@3","answer":"Every thr
 "retrieve_ms":8.1,"first_token_ms":210.3,"generate_ms":780.2,"total_ms":791.5}}
 
 """
+_ERROR = {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}
 _REQUEST_ID = {
     "description": "Names the request in the server's log and in feedback; the client's own where it sent one.",
     "schema": {"type": "string"},
@@ -108,12 +109,7 @@ def refusals(*statuses: int, is_open: bool = False) -> dict[int | str, dict[str,
         is_open: Whether it needs no key.
     """
     every = sorted({*statuses, *_ALWAYS, *(OPEN_STATUSES if is_open else CLOSED_STATUSES)})
-    told: dict[int | str, dict[str, Any]] = {}
-    for status in every:
-        description, example = _REFUSALS[status]
-        content = {"application/json": {"example": json.loads(bytes(error_response(example).body))}}
-        told[status] = {"model": ErrorResponse, "description": description, "content": content}
-    return told
+    return {status: {"model": ErrorResponse, "description": _REFUSALS[status][0]} for status in every}
 
 
 def _stream(example: str) -> dict[int | str, dict[str, Any]]:
@@ -148,6 +144,10 @@ def _routes(app: FastAPI) -> dict[str, Any]:
             for status, answer in operation["responses"].items():
                 headers = answer.setdefault("headers", {})
                 headers["x-request-id"] = _REQUEST_ID
+                if int(status) in _REFUSALS:
+                    # Not before: FastAPI leaves out what is null, and gives refusals the media type of the answer.
+                    example = json.loads(bytes(error_response(_REFUSALS[int(status)][1]).body))
+                    answer["content"] = {"application/json": {"schema": _ERROR, "example": example}}
                 if status in ("429", "503"):
                     headers["Retry-After"] = _RETRY_AFTER
                 elif status == "405":

@@ -161,11 +161,7 @@ def _tell_unsupported(schema: dict[str, Any]) -> None:
 class ChatRequest(Sampling):
     """A question: exactly one message, of the role `user`."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="allow",
-        json_schema_extra=_tell_unsupported,
-    )
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=_tell_unsupported)
 
     messages: list[Message] = Field(
         min_length=1,
@@ -173,7 +169,7 @@ class ChatRequest(Sampling):
         examples=[[{"role": "user", "content": "How often must the RCD of a charging point be tested?"}]],
     )
     max_completion_tokens: int | None = Field(default=None, ge=1, description="OpenAI's newer name for `max_tokens`.")
-    stream_options: StreamOptions | None = Field(default=None, description="Only where `stream` is true.")
+    stream_options: StreamOptions | None = Field(default=None, description="Without `stream` it has no effect.")
 
     def check(self) -> None:
         """Refuse what this server does not do.
@@ -204,10 +200,6 @@ class ChatRequest(Sampling):
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ApiError(
                 400, "max_tokens and max_completion_tokens differ: send one of them.", "invalid_value", "max_tokens"
-            )
-        if self.stream_options is not None and not self.stream:
-            raise ApiError(
-                400, "stream_options needs stream=true: send both or neither.", "invalid_value", "stream_options"
             )
 
     def options(self) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import logging
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +8,7 @@ import pytest
 
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.keys import create_key
+from ev_platform.serving.schemas import ApiError
 from ev_platform_tests.serving.server import QUESTION, Server, error_of
 
 
@@ -146,3 +148,14 @@ def test_logs_hold_neither_keys_nor_questions(server, caplog, capfd):
     assert "RuntimeError" in text
     assert server.key[12:] not in text
     assert "private matter" not in text
+
+
+def test_refusal_is_the_same_in_another_process():
+    error = pickle.loads(pickle.dumps(ApiError(503, "Later.", "overloaded", "model", retry_after_s=2)))
+    assert (str(error), error.status, error.code, error.param, error.retry_after_s) == (
+        "Later.",
+        503,
+        "overloaded",
+        "model",
+        2,
+    )
