@@ -114,7 +114,7 @@ class Segments:
         while True:
             path = folder / f"{now():{_STAMP}}-{os.getpid()}.jsonl"
             # Locked before others can find it, so that nobody takes it for one that a dead process left.
-            hidden = path.with_name(f".tmp-{path.name}")
+            hidden = path.with_name(f".tmp-{path.stem}")  # with no suffix that a reader looks for
             handle = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
@@ -200,7 +200,7 @@ class Segments:
         if loose and len(loose) + len(whole) > 1:
             number = int(newest.stem.partition("-")[2]) + 1 if newest else 1
             target = self.root / day.isoformat() / f"day-{number:06}.parquet"
-            hidden = target.with_name(f".tmp-{target.name}")
+            hidden = target.with_name(f".tmp-{target.stem}")
             sources = [newest, *loose] if newest else loose
             # Streams: a day may be larger than the memory that serving leaves.
             scan(self.table, sources).sink_parquet(hidden, compression="zstd")
