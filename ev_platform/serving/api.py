@@ -162,7 +162,10 @@ def _invalid(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON.", "invalid_json")
+    if first["loc"] == ("body",):
+        message = "body: must be a JSON object, sent with the header Content-Type: application/json."
+        return ApiError(422, message, "invalid_value", "body")
     if first["type"] == "extra_forbidden":
         return ApiError(422, "body: there is a field that this route does not have.", "unknown_field", "body")
-    param = ".".join(map(str, first["loc"][1:])) or "body"
+    param = ".".join(map(str, first["loc"][1:]))
     return ApiError(422, f"{param}: {first['msg'].removeprefix('Value error, ')}", "invalid_value", param)

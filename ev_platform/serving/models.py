@@ -62,7 +62,7 @@ class Models:
         self._backend = backend
 
     async def describe(self) -> dict[str, Described | ApiError]:
-        """Ask each model what it is now; a refusal stands for one that does not answer."""
+        """Ask each model what it is now; a refusal stands for one that does not answer soon."""
         names = list(self._backend.models)
         return dict(zip(names, await asyncio.gather(*map(self._describe, names)), strict=True))
 
@@ -89,9 +89,7 @@ class Models:
         seen = seen_of(request)
         seen.model = asked
         name, version = await self._resolve(asked)
-        served = await self._describe(name)
-        if isinstance(served, ApiError):
-            raise served
+        served = await self._backend.describe(name)  # which waits where a replica is being replaced
         seen.task = served.task
         right = _ROUTES[served.task_type]
         if route not in (None, right):
@@ -110,10 +108,8 @@ class Models:
         task, _, number = asked.rpartition("@")
         if number.isdecimal():
             for name in names:
-                if name.partition("@")[0] == task:
-                    served = await self._describe(name)
-                    if isinstance(served, Described) and served.model_version == asked:
-                        return name, asked
+                if name.partition("@")[0] == task and (await self._backend.describe(name)).model_version == asked:
+                    return name, asked
         elif len(names) == 1 and asked == (names[0].partition("@")[2] or "champion"):
             return names[0], None
         raise ApiError(404, f"That model is not served here: ask for {' or '.join(names)}.", "model_not_found", "model")

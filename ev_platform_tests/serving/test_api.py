@@ -104,6 +104,23 @@ def test_page_is_open(server):
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
+@pytest.mark.parametrize(
+    ("content", "content_type"),
+    [
+        (b'{"question": "q"}', "text/plain"),
+        (b'{"question": "q"}', "application/x-www-form-urlencoded"),
+        (b"", "application/json"),
+        (b"[1]", "application/json"),
+        (b"null", "application/json"),
+    ],
+)
+def test_body_that_is_no_json_object_is_told_how_to_be_one(server, content, content_type):
+    answer = server.client.post("/v1/answers", content=content, headers={"Content-Type": content_type})
+    error = error_of(answer)
+    assert (answer.status_code, error["param"]) == (422, "body")
+    assert "Content-Type: application/json" in error["message"]
+
+
 def test_every_answer_and_refusal_carries_the_id_of_its_request(server):
     for path in ("/healthz", "/v1/models", "/nowhere"):
         assert len(server.client.get(path).headers["x-request-id"]) == 32
