@@ -125,3 +125,14 @@ def test_options_and_settings_that_are_named_exist():
 
     # curl's and Ray's programs have none that are spelled in full here.
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", SECTION)) <= options(typer.main.get_command(app))
+
+
+def test_views_that_are_named_exist(tmp_path):
+    import duckdb
+
+    from ev_platform.storage import Store
+
+    named = set(re.findall(r"\bFROM (\w+)", SECTION)) | {"request_citations", "serving_days"}
+    with duckdb.connect(str(Store(tmp_path).rebuild_catalogue()), read_only=True) as catalogue:
+        views = {name for (name,) in catalogue.execute("SELECT view_name FROM duckdb_views()").fetchall()}
+    assert {"requests", "feedback_sources"} <= named <= views
