@@ -187,6 +187,7 @@ def test_answer_comes_with_numbered_sources_its_version_and_its_time(page, site)
     link = items.nth(0).get_by_role("link")
     expect(link).to_have_text("Operations manual > RCD")
     expect(link).to_have_attribute("href", "https://example.org/operations-manual.pdf#page=7")
+    expect(link).to_have_accessible_name("Operations manual > RCD, source 1 (opens a new tab)")
     expect(link).to_have_attribute("target", "_blank")
     expect(link).to_have_attribute("rel", re.compile("noopener"))
     expect(items.nth(0)).to_contain_text("page 7")
@@ -275,6 +276,18 @@ def test_rating_and_correction_reach_the_journal(page, site):
     assert rows["rating"].to_list()[-1] == "down"
     asked = read_journal(site.root, "requests").filter(request_id=rows["request_id"][-1])
     assert (asked["route"].to_list(), asked["status"].to_list()) == (["/v1/answers"], [200])
+
+
+@needs_browser
+def test_promotion_meanwhile_shows_in_the_list_of_models(page, site):
+    old = {"id": "charging", "version": "charging@2", "task_type": "open_book_qa", "labels": []}
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": [old]}), times=1)
+    enter(page, site.key)
+    options = page.get_by_label("Model", exact=True).get_by_role("option")
+    expect(options.first).to_have_text("charging (charging@2)")
+    card = answered(page, "How often?")
+    expect(card.locator(".facts")).to_contain_text("charging@3")
+    expect(options.first).to_have_text("charging (charging@3)")
 
 
 # ---- other kinds of models ----

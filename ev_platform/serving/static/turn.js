@@ -182,7 +182,7 @@ function sourceItem(citation) {
 }
 
 /** Return a link to where a citation comes from, or plain text where its address is none of the web. */
-function sourceLink({ url, page, number, title }, text) {
+function sourceLink({ url, page, number }, text) {
   const address = URL.canParse(url) ? new URL(url) : null;
   if (!address || !["http:", "https:"].includes(address.protocol)) return document.createTextNode(text);
   if (page !== null && !address.hash) address.hash = `page=${page}`;
@@ -192,7 +192,7 @@ function sourceLink({ url, page, number, title }, text) {
   link.target = "_blank";
   link.rel = "noopener noreferrer";
   link.title = address.href;
-  link.setAttribute("aria-label", `Source ${number}: ${title || text} (opens a new tab)`);
+  link.setAttribute("aria-label", `${text}, source ${number} (opens a new tab)`);
   return link;
 }
 
