@@ -8,8 +8,11 @@ from pathlib import Path
 
 import polars as pl
 
+from ev_platform.evaluation.calibration import GROUPS
 from ev_platform.evaluation.summary import summarise
 from ev_platform.records import (
+    AbstentionScore,
+    AbstentionShare,
     BenchmarkVersion,
     Chunk,
     CleanDocument,
@@ -227,6 +230,23 @@ def store_surroundings(stored: Stored) -> None:
         "benchmark",
         "chunks",
     )
+    scored = [
+        ("trained", "human", "Which plug is it?", 0.6),
+        ("strange", "cooking", "How long do I boil an egg?", 0.1),
+        ("strange_held_out", "law", "Can my landlord plug the door?", 0.45),
+        ("strange_held_out", "law", "Do I have to declare a gift?", 0.05),
+        ("answerable", "benchmark", "Who signed it?", 0.2),
+        ("answerable", "benchmark", "Which plug fits?", 0.7),
+    ]
+    reason = "Below 0.350 lie 0 of 1 questions of the task (2% may) and 1 of 1 outside it."
+    scores = [AbstentionScore(*question, question[-1] < 0.35) for question in scored]
+    counts = {group: [row.is_refused for row in scores if row.group == group] for group in GROUPS}
+    shares = [
+        AbstentionShare(group, len(own), sum(own), sum(own) / len(own) if own else None, 0.1, 0.9, 0.35, reason)
+        for group, own in counts.items()
+    ]
+    stored.publish("abstention_calibration", shares, "benchmark")
+    stored.publish("abstention_scores", scores, "benchmark")
     stored.publish(
         "general_answers",
         [

@@ -30,6 +30,9 @@ SECTIONS = (
     "Judged pair by pair",
     "Other seeds",
     "Retrieval",
+    "Questions out of scope",
+    "Questions of the task that are refused",
+    "Held-out questions outside the task that are answered",
     "General ability",
     "Speed and cost",
     "Coverage",
@@ -115,6 +118,10 @@ def test_json_holds_the_figures_of_the_tables(full):
     assert told["retrieval"] == full.read("retrieval_report").to_dicts()
     assert told["speed"] == full.read("inference_benchmark").to_dicts()
     assert told["gate"]["checks"] == full.read("promotion_gate").to_dicts()
+    assert told["abstention"]["min_score"] == 0.35
+    assert [row["question"] for row in told["abstention"]["refused"]] == ["Who signed it?"]
+    assert [row["question"] for row in told["abstention"]["answered"]] == ["Can my landlord plug the door?"]
+    assert {row["group"]: row["value"] for row in told["abstention"]["shares"]}["strange_held_out"] == 0.5
     assert told["retention"]["base"]["accuracy"] == 1.0
     assert told["retention"]["tuned"]["accuracy"] == 0.0
     assert told["seeds"][0]["mean"] == pytest.approx(0.32)

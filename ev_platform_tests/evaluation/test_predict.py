@@ -13,6 +13,7 @@ from ev_platform.engine import Completion
 from ev_platform.errors import UserError
 from ev_platform.evaluation import floors, predict
 from ev_platform.evaluation.floors import LinearProbe, first_sentence
+from ev_platform.evaluation.summary import summarise
 from ev_platform.prompting import passage_text
 from ev_platform.records import Chunk, DatasetRow, TeacherAnswer, schema_of, to_frame
 from ev_platform.registry import Release, SourceChunk
@@ -222,6 +223,42 @@ def test_predict_answers_tell_whether_they_abstain_and_what_stands_in_their_pass
     declined = predict_qa(rows, engine=Engine(silent)).filter(pl.col("system") == "tuned_rag")
     assert set(declined["is_abstention"]) == {True} and declined["exact_match"].to_list() == [0.0, 1.0]
     assert frame.select("rouge_1", "rouge_2", "chrf", "meteor").null_count().row(0) == (0, 0, 0, 0)
+
+
+FAR = "Who won the football match last night?"
+
+
+def test_predict_question_with_no_passage_near_enough_is_declined_without_asking_the_model():
+    silent = CONFIG.no_answer
+    engine = Engine("It has 220 ohm.")
+    rows = [
+        row(1, QUESTION, "220 ohm"),
+        row(2, FAR, silent, is_answerable=False),
+        row(3, FAR, "220 ohm", context="The winner has 220 ohm."),  # its own passage is near enough, whatever it is
+    ]
+    frame = predict_qa(rows, engine=engine, min_score=0.4)
+    with_passages = frame.filter(pl.col("system").is_in(["base_rag", "tuned_rag"]))
+    for _, own in with_passages.group_by("system"):
+        assert own["prediction"].to_list() == ["It has 220 ohm.", silent, "It has 220 ohm."]
+        assert own["is_abstention"].to_list() == [False, True, False]
+        assert own["n_completion_tokens"].to_list()[1] == own["n_prompt_tokens"].to_list()[1] == 0
+        assert len(own["context_chunk_ids"][1]) > 0  # what was looked at stays known
+    assert set(frame.filter(pl.col("system") == "tuned")["prediction"]) == {"It has 220 ohm."}
+    assert len(engine.prompts) == 3 * 4 - 2
+    unanswerable = summarise(frame, resamples=100, seed=1).filter(pl.col("metric") == "abstention_recall")
+    assert dict(unanswerable.select("system", "value").rows())["tuned_rag"] == 1.0
+    assert dict(unanswerable.select("system", "value").rows())["tuned"] == 0.0
+
+
+def test_predict_champion_declines_by_its_own_score_and_in_its_own_words():
+    engine = Engine("100 ohm")
+    champion = dataclasses.replace(make_champion(engine), min_score=0.15, no_answer="Ask somebody else.")
+    frame = predict_qa([row(1, QUESTION, "100 ohm"), row(2, FAR, "x")], champion=champion)
+    answers = frame.filter(pl.col("system") == "champion")
+    assert answers["prediction"].to_list() == ["100 ohm", "Ask somebody else."]
+    assert answers["is_abstention"].to_list() == [False, True]
+    assert len(engine.prompts) == 1
+    assert set(frame.filter(pl.col("system") == "tuned_rag")["is_abstention"]) == {False}  # it has no such score
 
 
 def teacher_answers(rows, **changes):

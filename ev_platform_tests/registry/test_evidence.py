@@ -1,5 +1,6 @@
 """What the gate judges by, gathered from a real store: descent of the weights, leaks, answers of the endpoint."""
 
+import dataclasses
 import shutil
 
 import polars as pl
@@ -12,6 +13,7 @@ from ev_platform.registry.digests import digest_of
 from ev_platform.registry.evidence import SAMPLE, collect, descent_flaw, replay_sample
 from ev_platform.registry.gate import judge
 from ev_platform.registry.releases import Release
+from ev_platform.registry.strangers import declines
 from ev_platform.tasks import get_task
 from ev_platform_tests.registry.evaluated import (
     QUESTIONS,
@@ -115,6 +117,26 @@ def evaluated(made, store, tmp_path):
     shutil.copytree(made / "data", store.root)
     shutil.copytree(made / "tasks", tmp_path / "tasks")
     return get_task("tiny", tmp_path / "tasks"), {name: store.read(name, "tiny") for name in TABLES}
+
+
+def test_strangers_are_declined_by_score_and_else_asked(store, evaluated, monkeypatch):
+    task, _ = evaluated
+    release = registry.load_release(store, task, "tiny@1")
+    asked = []
+    generate = type(release.engine).generate
+    monkeypatch.setattr(
+        type(release.engine), "generate", lambda self, p, **o: asked.extend(p) or generate(self, p, **o)
+    )
+    questions = ["Which cable has a resistor of 3 ohm?", "Who won the football match last night?"]
+    scored = dataclasses.replace(release, min_score=0.5)
+    assert declines(scored, questions) == [False, True]
+    assert asked == [scored.render(questions[0], scored.retrieve(questions[0]))]
+    (prompt,) = asked
+    says_no = dataclasses.replace(
+        release, no_answer=release.engine.generate([prompt], max_new_tokens=release.max_new_tokens)[0].text
+    )
+    assert declines(says_no, questions[:1]) == [True]
+    assert declines(dataclasses.replace(release, retriever=None, has_retrieval=True), questions) is None
 
 
 def replayed(store, task, tables):

@@ -173,6 +173,19 @@ def test_gate_version_that_declines_worse_than_the_champion_fails(tuned, value):
     assert "the champion tiny@1" in row["reason"]
 
 
+@pytest.mark.parametrize(("own", "passed"), [(0.80, False), (0.87, True), (1.0, True)])
+def test_gate_version_that_answers_more_strangers_than_the_champion_fails(own, passed):
+    row = judged(evidence(CHAMPION, strangers=Strangers(50, own, 0.96)))["abstention"]
+    assert row["passed"] == passed
+    assert f"of 50 questions outside the task it declines {own:.0%} (the champion tiny@1: 96%)" in row["reason"]
+
+
+def test_gate_strangers_without_a_champion_are_told_and_decide_nothing():
+    row = judged(evidence(strangers=Strangers(50, 0.1)))["abstention"]
+    assert row["passed"]
+    assert "it declines 10% (there is no champion to compare with)" in row["reason"]
+
+
 def test_gate_leaked_training_row_fails_and_is_quoted():
     leak = Overlap("equals_test_question", "How long?", "How long?", 1.0, "exm_1", "exm_2")
     rows = judged(evidence(leaks=[leak]))
@@ -223,7 +236,7 @@ def test_gate_labels_are_judged_by_accuracy_and_have_nothing_to_decline():
     verdict = judge_scores(metrics, kind, CONFIG.min_rows).verdict
     serving = json.dumps(SERVING | {"has_retrieval": False})
     version = {"model_version": "tiny@2", "verdict": verdict, "serving": serving}
-    found = judged(evidence(metrics=metrics, version=version), task_type=kind)
+    found = judged(evidence(metrics=metrics, version=version, strangers=None), task_type=kind)
     assert failed(found) == []
     assert "accuracy of tuned is +1.000 against base" in found["better_than_base"]["reason"]
     assert "answers are labels" in found["abstention"]["reason"]
