@@ -15,6 +15,7 @@ from ev_platform.cli_dataset import dataset_app
 from ev_platform.cli_keys import keys_app
 from ev_platform.cli_models import models_app
 from ev_platform.cli_report import report
+from ev_platform.cli_requests import requests_app
 from ev_platform.settings import get_settings
 from ev_platform.terminal import TaskOption, console, plain_errors, quiet
 
@@ -33,6 +34,7 @@ app.add_typer(task_app, name="task")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
+app.add_typer(requests_app, name="requests")
 app.command()(report)
 
 

@@ -1,0 +1,144 @@
+"""The commands on what was served: look at the latest requests, delete the old ones.
+
+More than a look is DuckDB's: `ev-platform query "FROM requests"`.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ev_platform.errors import UserError
+from ev_platform.settings import get_settings
+from ev_platform.terminal import console, plain_errors, say
+
+if TYPE_CHECKING:
+    import polars as pl
+
+requests_app = typer.Typer(
+    no_args_is_help=True,
+    help="What was asked of the endpoint: look, delete what is old.\n\nExample: `ev-platform requests show --since 1d`",
+)
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_MOST_QUESTION = 200
+
+
+@requests_app.command("show")
+@plain_errors
+def requests_show(
+    since: Annotated[str, typer.Option(help="How far back: a number and m, h, d or w.")] = "1d",
+    limit: Annotated[int, typer.Option(min=1, help="Most requests to print, the newest.")] = 20,
+    task: Annotated[str | None, typer.Option("--task", help="Only of this task.")] = None,
+) -> None:
+    """Show the latest requests, newest last, and what they add up to; times are UTC.
+
+    Example: `ev-platform requests show --since 12h --limit 50`
+    """
+    import polars as pl
+
+    from ev_platform.serving.journal import read_journal
+    from ev_platform.storage import now
+
+    rows = read_journal(get_settings().data_root, "requests", now() - _span(since))
+    if task is not None:
+        rows = rows.filter(pl.col("task") == task)
+    of_task = f" of {task}" if task else ""
+    if rows.is_empty():
+        say(f"No request{of_task} in the last {since}: `ev-platform serve` answers them, and logs those with a key.")
+        return
+    table = Table(
+        "asked",
+        Column("request", overflow="fold"),
+        "status",
+        Column("version", overflow="fold"),
+        Column("ms", justify="right"),
+        Column("tokens", justify="right"),
+        Column("question", ratio=1),
+    )
+    for row in rows.tail(limit).iter_rows(named=True):
+        table.add_row(
+            f"{row['asked_at']:%m-%d %H:%M:%S}",
+            escape(row["request_id"]),
+            _status(row),
+            row["model_version"] or "",
+            f"{row['total_ms']:.0f}",
+            "" if row["n_completion_tokens"] is None else f"{row['n_prompt_tokens']}+{row['n_completion_tokens']}",
+            _question(row),
+        )
+    console.print(table)
+    say(_summary(rows, f"{of_task} in the last {since}"))
+
+
+def _status(row: dict[str, Any]) -> str:
+    if row["error"]:
+        return f"[red]{row['status']} {escape(row['error'])}[/]"
+    return f"{row['status']} abstained" if row["is_abstention"] else str(row["status"])
+
+
+def _question(row: dict[str, Any]) -> str:
+    if row["question"] is None:
+        return f"({row['question_hash'][:8]})" if row["question_hash"] else ""
+    # Whoever asks must not steer the terminal of whoever looks.
+    shown = "".join(sign if sign.isprintable() else " " for sign in row["question"])
+    return escape(shown if len(shown) <= _MOST_QUESTION else shown[:_MOST_QUESTION] + "…")
+
+
+def _summary(rows: pl.DataFrame, where: str) -> str:
+    import polars as pl
+
+    answered = rows.filter(pl.col("model_version").is_not_null())
+    counts = [
+        (answered.height, "answered"),
+        (int(answered["is_abstention"].sum() or 0), "of them with an abstention"),
+        (rows.filter(pl.col("status").is_between(400, 498)).height, "refused"),
+        (rows.filter(pl.col("status") == 499).height, "left"),
+        (rows.filter(pl.col("status") >= 500).height, "failed or turned away"),
+    ]
+    said = ", ".join(f"{n} {what}" for n, what in counts if n)
+    times = answered["total_ms"]
+    took = f" Half of the answers took up to {times.median():.0f} ms, 95 % up to {times.quantile(0.95):.0f} ms."
+    many = "request" if rows.height == 1 else "requests"
+    return f"{rows.height} {many}{where}{': ' + said if said else ''}.{took if answered.height else ''}"
+
+
+@requests_app.command("prune")
+@plain_errors
+def requests_prune(
+    days: Annotated[
+        int | None, typer.Option(min=0, help="Delete what is older; EV_REQUEST_RETENTION_DAYS by default.")
+    ] = None,
+) -> None:
+    """Delete requests that are older than the limit, by whole days (UTC); a running server does the same every hour.
+
+    What people said of answers stays, and with it the question and answer that they said it of.
+
+    Example: `ev-platform requests prune --days 30`
+    """
+    from ev_platform.serving.journal import keep_up
+    from ev_platform.serving.segments import Segments
+
+    settings = get_settings()
+    limit = settings.request_retention_days if days is None else days
+    segments = Segments(settings.data_root, "requests")
+    with segments.upkeep() as is_mine:
+        if not is_mine:
+            raise UserError("A server is deleting old requests at this moment: try again in a minute.")
+        gone = keep_up(segments, limit)
+    if not gone:
+        say(f"Nothing is older than {limit} days.")
+    elif len(gone) == 1:
+        say(f"Deleted the requests of {gone[0]}.")
+    else:
+        say(f"Deleted the requests of {len(gone)} days, {gone[0]} to {gone[-1]}.")
+
+
+def _span(text: str) -> timedelta:
+    parts = re.fullmatch(r"(\d{1,5})([mhdw])", text.strip())
+    if parts is None:
+        raise UserError(f"--since is {text[:20]!r}: write a number and m, h, d or w, such as 90m, 12h, 1d or 2w.")
+    return timedelta(**{_UNITS[parts[2]]: int(parts[1])})
