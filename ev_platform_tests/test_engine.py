@@ -2,10 +2,12 @@ import time
 
 import pytest
 
-from ev_platform.engine import CTranslate2Engine, TransformersEngine
+from ev_platform.decoding import Prompt
+from ev_platform.engine import CTranslate2Engine, TransformersEngine, batches_of
 from ev_platform.errors import UserError
+from ev_platform.training.base import BUNDLED, write_base_model
 from ev_platform.training.export import export_serving_model
-from ev_platform_tests.tiny import tiny_recipe, write_tiny_model
+from ev_platform_tests.tiny import PAGES, TRAIN, tiny_recipe, write_tiny_model
 
 PROMPTS = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in ("Which plug?", "Wie lang?")]
 
@@ -82,9 +84,102 @@ def test_generate_at_a_temperature_follows_the_seed(engine, kind, request):
     assert first != texts(engine)
 
 
+def longer(n):
+    return PROMPTS[0].replace("plug", f"plug {'with a cable ' * (n % 8)}{n // 8}")
+
+
 def test_generate_answers_each_prompt_as_it_would_alone(engine):
-    alone = [engine.generate([prompt], max_new_tokens=1)[0].text for prompt in PROMPTS]
-    assert [completion.text for completion in engine.generate(PROMPTS, max_new_tokens=1)] == alone
+    prompts = [longer(n) for n in range(16)]
+    alone = [engine.generate([prompt], max_new_tokens=16)[0].text for prompt in prompts]
+    assert [completion.text for completion in engine.generate(prompts, max_new_tokens=16)] == alone
+    assert len(set(alone)) > 8
+
+
+def test_generate_never_mixes_lengths(engine, monkeypatch):
+    written, write = [], engine._write
+
+    def note(encoded, *rest):
+        written.append([len(ids) for ids in encoded])
+        write(encoded, *rest)
+
+    monkeypatch.setattr(engine, "_write", note)
+    engine.generate([longer(n) for n in (0, 1, 8, 2, 0, 9)], max_new_tokens=2)
+    assert all(len(set(lengths)) == 1 for lengths in written) and sum(map(len, written)) == 6
+    assert len(written) < 6
+
+
+@pytest.mark.slow
+def test_generate_of_the_bundled_model_answers_each_prompt_as_it_would_alone(tmp_path):
+    # The tiny model answers alike even in batches of mixed lengths, where this one does not.
+    write_base_model(BUNDLED, tmp_path)
+    engine = load("ctranslate2", tmp_path, tmp_path / "out")
+    passage = PAGES["connectors.html"][2].split()
+    chats = [
+        [
+            {"role": "system", "content": "Answer the question from the passages, in a sentence."},
+            {"role": "user", "content": f"{' '.join(passage[: 20 + n % 8 * 9])}\n\nQuestion: {TRAIN[n % 6][0]}"},
+        ]
+        for n in range(24)
+    ]
+    prompts = [engine.render(chat) for chat in chats]
+    alone = [engine.generate([prompt], max_new_tokens=24)[0].text for prompt in prompts]
+    assert [completion.text for completion in engine.generate(prompts, max_new_tokens=24)] == alone
+
+
+def test_batches_are_of_equal_length_and_no_worker_has_more_than_its_share():
+    lengths = [5, 9, 5, 7, 5, 5]
+    assert batches_of(lengths, 1) == [[1], [3], [0, 2, 4, 5]]
+    assert batches_of(lengths, 2) == [[1], [3], [0, 2, 4], [5]]
+    assert [len(batch) for batch in batches_of([8] * 50, 1)] == [16, 16, 16, 2]
+    assert batches_of([], 2) == []
+
+
+def test_write_of_unequal_lengths_is_refused(engine):
+    with pytest.raises(ValueError, match="equally many tokens"):
+        engine.write([Prompt("a", 1), Prompt("a longer one", 1)])
+
+
+def test_write_follows_each_answer_of_a_batch_by_itself(engine):
+    whole = engine.generate(PROMPTS[:1], max_new_tokens=20)[0]
+    pieces, ended = [], []
+
+    def stop_after_three():
+        return len(pieces) >= 3
+
+    done = engine.write(
+        [
+            Prompt(PROMPTS[0], 20, on_text=pieces.append, on_end=lambda _: ended.append("cancelled")),
+            Prompt(PROMPTS[0], 5, on_end=lambda _: ended.append("short")),
+            Prompt(PROMPTS[0], 20, stop=(whole.text[5:8],), on_end=lambda _: ended.append("stopped")),
+            Prompt(PROMPTS[0], 20, is_cancelled=stop_after_three),
+        ]
+    )
+    assert done[0].text == "".join(pieces) == whole.text
+    assert done[1].n_completion_tokens == 5 and whole.text.startswith(done[1].text)
+    assert done[2].text == whole.text[: whole.text.index(whole.text[5:8])].strip()
+    assert done[2].finish_reason == "stop"
+    assert done[3].finish_reason == "cancelled" and done[3].n_completion_tokens < whole.n_completion_tokens
+    assert ended[-1] == "cancelled" and len(ended) == 3
+
+
+def test_write_passes_on_what_a_caller_of_it_raised(engine):
+    def fail(_):
+        raise RuntimeError("of the caller")
+
+    with pytest.raises(RuntimeError, match="of the caller"):
+        engine.write([Prompt(PROMPTS[0], 8, on_text=fail)])
+    assert engine.generate(PROMPTS[:1], max_new_tokens=4)[0].n_completion_tokens
+
+
+def test_system_message_is_read_once_and_changes_no_answer(model, tmp_path):
+    engine, other = (load("ctranslate2", model, tmp_path / name) for name in ("one", "other"))
+    system = {"role": "system", "content": "Answer in a word, and only from the passages that you are given. " * 4}
+    questions = [f"Which plug {'of all ' * (n % 4)}is number {n}?" for n in range(12)]
+    prompts = [engine.render([system, {"role": "user", "content": question}]) for question in questions]
+    (prefix,) = engine._prefixes.values()
+    assert len(prefix) > 40 and not other._prefixes  # which has rendered nothing
+    answers = [[made.text for made in one.generate(prompts, max_new_tokens=16)] for one in (engine, other)]
+    assert answers[0] == answers[1] and len(set(answers[0])) > 6
 
 
 def test_generate_counts_the_prompt_without_adding_tokens(engine):
