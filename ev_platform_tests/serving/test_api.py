@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.gate import MAX_BODY_BYTES
 from ev_platform.serving.keys import create_key
 from ev_platform.serving.schemas import ApiError
 from ev_platform_tests.serving.server import QUESTION, Server, error_of
@@ -119,6 +120,13 @@ def test_body_that_is_no_json_object_is_told_how_to_be_one(server, content, cont
     error = error_of(answer)
     assert (answer.status_code, error["param"]) == (422, "body")
     assert "Content-Type: application/json" in error["message"]
+
+
+def test_body_that_is_too_large_or_compressed_is_refused(server):
+    large = server.client.post("/v1/answers", content=b" " * (MAX_BODY_BYTES + 1))
+    assert (large.status_code, error_of(large)["code"]) == (413, "too_large")
+    packed = server.client.post("/v1/answers", content=b"x", headers={"Content-Encoding": "gzip"})
+    assert (packed.status_code, error_of(packed)["code"]) == (415, "unsupported_content_encoding")
 
 
 def test_every_answer_and_refusal_carries_the_id_of_its_request(server):
