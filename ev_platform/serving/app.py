@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from grpc.aio import AioRpcError
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
@@ -32,6 +33,9 @@ DESCRIBED_FOR_S = 1.0
 # one. Where there is no other, the call itself waits until the dead one is back; the pauses are for the moment in which
 # nobody has noticed yet that it is dead.
 PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
+
+# Calls go over gRPC (`run`): Serve tells a connection that is lost as the first, and anything else of it as the second.
+_DIED = (RayActorError, AioRpcError)
 
 _log = logging.getLogger(__name__)
 
@@ -82,10 +86,11 @@ class RayBackend:
     """
 
     def __init__(self, handles: Mapping[str, DeploymentHandle], config: ServingConfig):
-        self.models = tuple(handles)
+        self.models: Sequence[str] = tuple(handles)
         self._config = config
         self._handles = dict(handles)
-        self._streams = {model: handle.options(stream=True) for model, handle in handles.items()}
+        # Ray's types do not tell a call that streams from one that does not.
+        self._streams: dict[str, Any] = {model: handle.options(stream=True) for model, handle in handles.items()}
         self._described: dict[str, tuple[float, Described]] = {}
         self._describing = {model: asyncio.Lock() for model in handles}
 
@@ -95,12 +100,15 @@ class RayBackend:
         Raises:
             ApiError: 503 or 504 where no replica tells.
         """
-        async with self._describing[model]:
-            known = self._described.get(model)
-            if known is None or time.monotonic() - known[0] > DESCRIBED_FOR_S:
-                known = time.monotonic(), await self._call(model, "describe")
-                self._described[model] = known
-            return known[1]
+        try:
+            async with asyncio.timeout(self._config.request_timeout_s), self._describing[model]:
+                known = self._described.get(model)
+                if known is None or time.monotonic() - known[0] > DESCRIBED_FOR_S:
+                    known = time.monotonic(), await self._call(model, "describe")
+                    self._described[model] = known
+                return known[1]
+        except TimeoutError:
+            raise too_late(self._config) from None
 
     async def answer(self, model: str, ask: Ask) -> Reply:
         """Answer; if the replica dies meanwhile, another one is asked.
@@ -124,14 +132,14 @@ class RayBackend:
                 while not is_over:
                     async with asyncio.timeout_at(deadline):
                         event = await anext(events, None)
+                    is_over = event is None or isinstance(event, ApiError)
                     if isinstance(event, ApiError):
-                        is_over = True
                         raise event
                     if event is None:
                         return
                     has_begun = True
                     yield event
-            except RayActorError:
+            except _DIED:
                 is_over = True
                 if has_begun:
                     raise ApiError(
@@ -159,7 +167,7 @@ class RayBackend:
                     except asyncio.CancelledError:
                         response.cancel()
                         raise
-                    except RayActorError:
+                    except _DIED:
                         _log.warning("A replica of %s died; another one is asked to %s.", model, method)
                         await asyncio.sleep(pause_s)
                         continue

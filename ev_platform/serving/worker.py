@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -269,7 +269,7 @@ class LocalBackend:
     """
 
     def __init__(self, served: Mapping[str, LiveRelease]):
-        self.models = tuple(served)
+        self.models: Sequence[str] = tuple(served)
         self._served = dict(served)
         self._following: list[asyncio.Task[None]] = []
 

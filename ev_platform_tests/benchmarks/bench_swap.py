@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from pathlib import Path
@@ -10,9 +11,11 @@ import httpx
 import psutil
 
 from ev_platform.serving.api import create_api
-from ev_platform.serving.keys import create_key
+from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.keys import UNLIMITED, create_key
 from ev_platform.serving.live import load_from_registry, open_release
 from ev_platform.serving.replay import served
+from ev_platform.serving.worker import LocalBackend
 from ev_platform.storage import Store
 from ev_platform_tests.serving.versions import TASK, point, register, write_task
 
@@ -25,12 +28,13 @@ def test_swap_speed(base: Path, tmp_path: Path) -> None:
     for number in (1, 2):
         register(store, tmp_path, number, base)  # the same weights twice: what is compared is the time, not the answer
     point(store.root, TASK, champion="tiny@1")
-    key = create_key(store.root, "bench")
-    live = open_release(load_from_registry, store.root, tasks_dir, TASK, None)
+    key, config = create_key(store.root, "bench", limits=UNLIMITED), ServingConfig()
+    live = asyncio.run(open_release(load_from_registry, store.root, tasks_dir, TASK, config))
+    backend = LocalBackend({TASK: live})
     body = {"messages": [{"role": "user", "content": "Which plug is usual for AC charging in Europe?"}]}
     before, during, seconds, megabytes = [], [], [], []
     with (
-        served(create_api(live, store.root)) as url,
+        served(create_api(backend, store.root, config), backend) as url,
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client,
     ):
 
