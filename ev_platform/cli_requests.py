@@ -6,12 +6,12 @@ More than a look is DuckDB's: `ev-platform query "FROM requests"`.
 from __future__ import annotations
 
 import re
+import textwrap
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Column, Table
 
 from ev_platform.errors import UserError
 from ev_platform.settings import get_settings
@@ -25,7 +25,7 @@ requests_app = typer.Typer(
     help="What was asked of the endpoint: look, delete what is old.\n\nExample: `ev-platform requests show --since 1d`",
 )
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_MOST_QUESTION = 200
+_LEAST_QUESTION = 40  # characters, however narrow the terminal
 
 
 @requests_app.command("show")
@@ -51,41 +51,40 @@ def requests_show(
     if rows.is_empty():
         say(f"No request{of_task} in the last {since}: `ev-platform serve` answers them, and logs those with a key.")
         return
-    table = Table(
-        "asked",
-        Column("request", overflow="fold"),
-        "status",
-        Column("version", overflow="fold"),
-        Column("ms", justify="right"),
-        Column("tokens", justify="right"),
-        Column("question", ratio=1),
-    )
     for row in rows.tail(limit).iter_rows(named=True):
-        table.add_row(
-            f"{row['asked_at']:%m-%d %H:%M:%S}",
-            escape(row["request_id"]),
-            _status(row),
-            row["model_version"] or "",
-            f"{row['total_ms']:.0f}",
-            "" if row["n_completion_tokens"] is None else f"{row['n_prompt_tokens']}+{row['n_completion_tokens']}",
-            _question(row),
-        )
-    console.print(table)
+        _print(row)
     say(_summary(rows, f"{of_task} in the last {since}"))
 
 
-def _status(row: dict[str, Any]) -> str:
+def _print(row: dict[str, Any]) -> None:
+    """Print a request in two lines: ids are too long for the column of a table, and are there to be copied."""
+    status = str(row["status"])
     if row["error"]:
-        return f"[red]{row['status']} {escape(row['error'])}[/]"
-    return f"{row['status']} abstained" if row["is_abstention"] else str(row["status"])
+        status = f"[red]{status} {escape(row['error'])}[/]"
+    elif row["is_abstention"]:
+        status += " abstained"
+    tokens = (
+        "" if row["n_completion_tokens"] is None else f"{row['n_prompt_tokens']}+{row['n_completion_tokens']} tokens"
+    )
+    parts = [
+        f"[bold]{row['asked_at']:%Y-%m-%d %H:%M:%S}[/]",
+        status,
+        row["route"],
+        row["model_version"] or "",
+        f"{row['total_ms']:.0f} ms",
+        tokens,
+    ]
+    console.print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True)
+    room = max(_LEAST_QUESTION, console.width - len(row["request_id"]) - 4)
+    console.print(f"  [dim]{escape(row['request_id'])}[/]  {_question(row, room)}", highlight=False, soft_wrap=True)
 
 
-def _question(row: dict[str, Any]) -> str:
+def _question(row: dict[str, Any], n_chars: int) -> str:
     if row["question"] is None:
-        return f"({row['question_hash'][:8]})" if row["question_hash"] else ""
+        return f"(hash {row['question_hash']})" if row["question_hash"] else ""
     # Whoever asks must not steer the terminal of whoever looks.
     shown = "".join(sign if sign.isprintable() else " " for sign in row["question"])
-    return escape(shown if len(shown) <= _MOST_QUESTION else shown[:_MOST_QUESTION] + "…")
+    return escape(textwrap.shorten(shown, n_chars, placeholder=" …"))
 
 
 def _summary(rows: pl.DataFrame, where: str) -> str:

@@ -43,11 +43,16 @@ def test_show_prints_the_newest_last_and_what_they_add_up_to(log):
     done = invoke("show")
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
-    rows = {name: next(line for line in lines if name in line) for name in ("first", "second", "third", "fourth")}
-    assert sorted(rows, key=lambda name: lines.index(rows[name])) == ["first", "second", "third", "fourth"]
+    places = [
+        next(n for n, line in enumerate(lines) if name in line) for name in ("first", "second", "third", "fourth")
+    ]
+    assert places == sorted(places)
+    rows = {name: " ".join(lines[n - 1 : n + 1]) for name, n in zip(("first", "second", "third"), places, strict=False)}
     assert all(part in rows["first"] for part in ("200", "fake_task@3", "100", "100+10", "What are Mode 3 cables"))
-    assert "200 abstained" in rows["second"]
-    assert "503 overloaded" in rows["third"]
+    assert "200" in rows["second"]
+    assert "abstained" in rows["second"]
+    assert "503" in rows["third"]
+    assert "overloaded" in rows["third"]
     assert lines[-1] == (
         "4 requests in the last 1d: 2 answered, 1 of them with an abstention, 1 left, 1 failed or turned away. "
         "Half of the answers took up to 200 ms, 95 % up to 300 ms."
@@ -73,12 +78,12 @@ def test_show_cannot_be_steered_by_what_was_asked(log):
     shown = invoke("show").output
     assert "\x1b" not in shown
     assert "[bold]red[/bold]" in shown
-    assert shown.count("x") < 300
+    assert shown.count("x") < 200
 
 
 def test_show_tells_equal_questions_by_their_hash_where_text_is_not_kept(log):
     log(served("one", question=None, question_hash="abcdef0123456789" * 2))
-    assert "(abcdef01)" in invoke("show").output
+    assert "(hash abcdef0123456789" in invoke("show").output
 
 
 def test_show_without_requests_says_so(log):
