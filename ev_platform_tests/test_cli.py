@@ -67,7 +67,7 @@ def test_keys_revoke_ends_the_key(data):
     ("arguments", "told"),
     [
         (("keys", "revoke", "nope"), "nope"),
-        (("serve", "--task", "ev_charging"), "run `ev-platform run --task ev_charging` first."),
+        (("serve", "ev_charging"), "run `ev-platform run --task ev_charging` first."),
         (("ask", "Why?", "--url", "http://127.0.0.1:9"), "start it with `ev-platform serve`."),
     ],
 )

@@ -135,12 +135,12 @@ def serving(
     """
     # Replicas are other processes, which may stand in another folder.
     data_root, tasks_dir = data_root.resolve(), tasks_dir.resolve()
+    _check_models(models, None if load else (data_root, tasks_dir))
     if not keys.has_live_key(data_root, "query"):
         raise UserError(
             f"There is no live API key that may ask in {data_root / 'keys.json'}: make one with "
             "`ev-platform keys create NAME`."
         )
-    _check_models(models, None if load else (data_root, tasks_dir))
     endpoint.check()
     with _local_ray(n_processes=len(models) * replicas) as n_cpus:
         from ray import serve as ray_serve
