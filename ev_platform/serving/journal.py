@@ -125,6 +125,7 @@ class Journal:
         while True:
             is_last = self._is_closed
             self._guarded(self._roll)
+            self._guarded(self._segments.recover)
             if time.monotonic() >= next_upkeep:
                 next_upkeep = time.monotonic() + UPKEEP_EVERY_S
                 self._guarded(self._keep_up)
@@ -220,7 +221,7 @@ def find_request(data_root: Path, request_id: str, key_id: str | None = None) ->
 def _newest(segments: Segments, request_id: str, wanted: pl.Expr) -> dict[str, Any] | None:
     quoted = json.dumps(request_id, ensure_ascii=False).encode("utf-8", "replace")
     hits = [pl.DataFrame(schema=schema_of("requests"))]
-    for journal in segments.journals():
+    for journal in segments.unrolled():
         # Most lines are of other requests: parsing only those that name it is a hundred times faster.
         lines = b"".join(line for line in _bytes_of(journal).splitlines(keepends=True) if quoted in line)
         hits.append(parse("requests", lines).filter(wanted))
@@ -265,7 +266,7 @@ def _rows(
         parse(table, _bytes_of(journal)).with_columns(
             pl.lit(journal.stem).alias(SEGMENT), pl.lit("", pl.String).alias(_FILE)
         )
-        for journal in segments.journals()
+        for journal in segments.unrolled()
         if day_of(journal.stem) >= first
     ]
     rows = [frame.lazy() for frame in frames]

@@ -91,6 +91,10 @@ class Segments:
         """Return the journal files, oldest first, those too that are rolled already."""
         return sorted(file for file in (self.root / "journal").glob("*.jsonl") if file.stem != "empty")
 
+    def unrolled(self) -> list[Path]:
+        """Return the journal files, oldest first, whose rows no Parquet file has yet."""
+        return [journal for journal in self.journals() if not self._rolled(journal.stem).exists()]
+
     def days(self) -> list[date]:
         """Return the days that have Parquet files, oldest first."""
         if not self.root.is_dir():
