@@ -74,10 +74,9 @@ def test_generate_at_temperature_0_repeats_whatever_the_seed(engine):
     assert texts(engine) == texts(engine, seed=3)
 
 
-def test_generate_at_a_temperature_follows_the_seed(engine, kind, request):
+def test_generate_at_a_temperature_follows_the_seed(engine, kind):
     if kind == "ctranslate2":
-        # Its workers take the seed once, when they start; see `ctranslate2.set_random_seed`.
-        request.applymarker(pytest.mark.xfail(reason="CTranslate2 does not seed anew for each call", strict=True))
+        pytest.skip("each of its workers takes the seed once, when it starts: see `ctranslate2.set_random_seed`")
     first = texts(engine, temperature=1.0, seed=1)
     assert first == texts(engine, temperature=1.0, seed=1)
     assert len({tuple(texts(engine, temperature=1.0, seed=seed)) for seed in range(4)}) > 1
@@ -176,8 +175,8 @@ def test_system_message_is_read_once_and_changes_no_answer(model, tmp_path):
     system = {"role": "system", "content": "Answer in a word, and only from the passages that you are given. " * 4}
     questions = [f"Which plug {'of all ' * (n % 4)}is number {n}?" for n in range(12)]
     prompts = [engine.render([system, {"role": "user", "content": question}]) for question in questions]
-    (prefix,) = engine._prefixes.values()
-    assert len(prefix) > 40 and not other._prefixes  # which has rendered nothing
+    (prefix,) = engine._prefixes.values()  # type: ignore[union-attr]
+    assert len(prefix) > 40 and not other._prefixes  # type: ignore[union-attr]
     answers = [[made.text for made in one.generate(prompts, max_new_tokens=16)] for one in (engine, other)]
     assert answers[0] == answers[1] and len(set(answers[0])) > 6
 

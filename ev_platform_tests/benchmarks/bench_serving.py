@@ -42,7 +42,7 @@ from ev_platform.training.packages import write_ctranslate2
 
 AT_ONCE = 16
 N_ASKED = int(os.environ.get("EV_BENCH_REQUESTS", "32"))  # of each workload, a multiple of 16
-N_OVERHEAD = 24
+N_OVERHEAD = int(os.environ.get("EV_BENCH_OVERHEAD", "24"))
 NEW_TOKENS = 24
 INSTRUCTIONS = "Answer the question about electric vehicle charging stations from the passages, in a sentence."
 CONFIG = ServingConfig(request_timeout_s=600)
