@@ -310,7 +310,7 @@ class PromotionConfig(_Strict):
             interval lies above this.
         max_perplexity_ratio: Perplexity of neutral text against the base's.
         abstention_margin: Share of unanswerable questions, and of answerable ones, whose right treatment it may lose
-            against the champion, or without one the base.
+            against the champion, or without one the base; and of questions outside the task, against the champion.
         min_export_agreement: Share of tokens on which the served export agrees with the trained model.
         min_replay_agreement: Share of answers that the endpoint gives as the evaluation did.
     """

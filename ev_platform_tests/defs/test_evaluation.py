@@ -21,7 +21,15 @@ from ev_platform_tests.tiny import CONFIG, tiny_recipe, write_tiny_model, write_
 
 ASSETS = ("predictions", "eval_report", "seed_scores")
 MODELS = ("base_model", "adapter", "base_serving_model", "serving_model")
-ROWS = ("training_set", "validation_set", "benchmark", "chunks", "chunk_vectors", "teacher_answers")
+ROWS = (
+    "training_set",
+    "validation_set",
+    "benchmark",
+    "chunks",
+    "chunk_vectors",
+    "teacher_answers",
+    "abstention_calibration",
+)
 READ = (*MODELS, *ROWS)
 TEXTS = (("Where is my card?", "card"), ("Money back!", "refund"), ("The card is lost.", "card"), ("Pay me.", "refund"))
 N_TEST_ROWS = 8
@@ -79,7 +87,7 @@ def prepared(tmp_path_factory, models):
         record = store.publish(table, "tiny", rows(split, N_TEST_ROWS))
         trained_on[table] = record.fingerprint
     del trained_on["benchmark"]
-    for table in ("chunks", "chunk_vectors", "teacher_answers"):
+    for table in ("chunks", "chunk_vectors", "teacher_answers", "abstention_calibration"):
         store.publish(table, "tiny", to_frame(table, []))
     publish_model(store, "base_model", models / "base", "b1")
     publish_model(store, "adapter", models / "tuned", "a1", trained_on)

@@ -32,6 +32,7 @@ UPSTREAM = (
     "general_answers",
     "merged_model",
     "base_serving_model",
+    "abstention_calibration",
 )
 
 

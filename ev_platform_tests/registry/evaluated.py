@@ -49,6 +49,7 @@ def publish_corpus(store):
     asked = [dataset_row("test", n, question) for n, question in enumerate(QUESTIONS)]
     store.publish("benchmark", "tiny", to_frame("benchmark", asked))
     store.publish("general_answers", "tiny", to_frame("general_answers", []))
+    store.publish("abstention_calibration", "tiny", to_frame("abstention_calibration", []))
 
 
 def publish_model(store, task, root, seed):

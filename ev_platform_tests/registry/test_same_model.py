@@ -167,6 +167,8 @@ def test_answering_now_is_what_a_version_registered_now_has(store, tmp_path):
     conclude(store, gate("tiny@1"))
     made_of = {"serving_model_id": "m1", "chunks_fingerprint": "c1", "benchmark_fingerprint": "b2"}
     assert reference_of(store, "tiny", **made_of, answering=answering_now(task, folder)) is None
+    # Another score below which it abstains makes another model of it.
+    assert reference_of(store, "tiny", **made_of, answering=answering_now(task, folder, 0.4)) == "tiny@1"
     (tmp_path / "tasks" / "tiny" / "config.yaml").write_text("type: open_book_qa\nretrieval: {top_k: 4}\n")
     task = get_task("tiny", tmp_path / "tasks")
     assert reference_of(store, "tiny", **made_of, answering=answering_now(task, folder)) == "tiny@1"
