@@ -104,6 +104,10 @@ ModelName = Annotated[
         "Nothing: the first of the list.",
     ),
 ]
+# JSON knows one kind of number: 7.0 is an integer there, as it is in JSON Schema.
+_WHOLE = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+_MaxTokens = Annotated[int, Field(ge=1, le=1_000_000), _WHOLE]
+_Seed = Annotated[int, Field(ge=0, lt=2**32), _WHOLE]
 _Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
 _Stops = Annotated[list[_Stop], Field(max_length=MAX_STOPS)]
 
@@ -114,9 +118,9 @@ class Sampling(BaseModel):
     model_config = ConfigDict(strict=True)
 
     model: ModelName
-    max_tokens: int | None = Field(default=None, ge=1, description="Longest answer; the evaluated length and no more.")
+    max_tokens: _MaxTokens | None = Field(default=None, description="Longest answer; the evaluated length and no more.")
     temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default, is greedy and repeats.")
-    seed: int | None = Field(default=None, ge=0, lt=2**32, description="For a temperature above 0; 0 by default.")
+    seed: _Seed | None = Field(default=None, description="For a temperature above 0; 0 by default.")
     stop: Annotated[
         _Stops | None,
         BeforeValidator(
@@ -168,7 +172,7 @@ class ChatRequest(Sampling):
         json_schema_extra={"maxItems": 1},
         examples=[[{"role": "user", "content": "How often must the RCD of a charging point be tested?"}]],
     )
-    max_completion_tokens: int | None = Field(default=None, ge=1, description="OpenAI's newer name for `max_tokens`.")
+    max_completion_tokens: _MaxTokens | None = Field(default=None, description="OpenAI's newer name for `max_tokens`.")
     stream_options: StreamOptions | None = Field(default=None, description="Without `stream` it has no effect.")
 
     def check(self) -> None:

@@ -71,6 +71,7 @@ def test_release_without_retrieval_is_asked_the_bare_question_and_names_no_sourc
         ({"temperature": 0}, "temperature=0.0 seed=0 max_new_tokens=48 "),
         ({"temperature": None, "seed": None, "max_tokens": None}, "temperature=0.0 seed=0 max_new_tokens=48 "),
         ({"temperature": 1.5, "seed": 7, "max_tokens": 3}, "temperature=1.5 seed=7 max_new_tokens=3 "),
+        ({"temperature": 1, "seed": 7.0, "max_tokens": 3.0}, "temperature=1.0 seed=7 max_new_tokens=3 "),
         ({"max_completion_tokens": 4}, "temperature=0.0 seed=0 max_new_tokens=4 "),
     ],
 )
@@ -168,7 +169,10 @@ def test_other_model_is_not_found(server, model):
         ({"messages": [{"role": "user", "content": "hi"}], "temperature": "0"}, "temperature"),
         ({"messages": [{"role": "user", "content": "hi"}], "temperature": float("nan")}, "temperature"),
         ({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 0}, "max_tokens"),
+        ({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 10**4000}, "max_tokens"),
+        ({"messages": [{"role": "user", "content": "hi"}], "max_tokens": True}, "max_tokens"),
         ({"messages": [{"role": "user", "content": "hi"}], "seed": -1}, "seed"),
+        ({"messages": [{"role": "user", "content": "hi"}], "seed": 1.5}, "seed"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": "hi"}], "stop": ["."] * 5}, "stop"),
         ({"messages": [{"role": "user", "content": "hi"}], "stop": [""]}, "stop.0"),
