@@ -23,7 +23,8 @@ class Server:
         self._open = contextlib.ExitStack()
         self.release = release or fake_release()
         local = None if backend else fake_backend(self.release, config)
-        self.url = self._open.enter_context(served(create_api(backend or local, root, config), local))
+        self.backend = backend or local
+        self.url = self._open.enter_context(served(create_api(self.backend, root, config), local))
         self.key = create_key(root, "tests", limits=UNLIMITED)
         self.client = self.client_of(self.key)
 

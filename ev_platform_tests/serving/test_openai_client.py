@@ -156,5 +156,6 @@ def test_client_that_closes_its_stream_stops_the_engine(tmp_path):
         engine.may_answer.clear()
         stream = client.chat.completions.create(model="fake_task", messages=MESSAGES, stream=True)
         next(stream)
+        assert engine.has_begun.wait(5)
         stream.close()
         assert engine.was_stopped.wait(5)

@@ -1,6 +1,8 @@
 """Answers piece by piece, over real connections: what comes when, what a fault looks like, and who stops the engine."""
 
+import asyncio
 import contextlib
+import http.client
 import json
 import threading
 import time
@@ -91,6 +93,23 @@ def events_of(lines):
 def opened(server, path, body):
     with server.client.stream("POST", path, json=body) as answer:
         yield answer, events_of(answer.iter_lines())
+
+
+@contextlib.contextmanager
+def asked(server, path, body):
+    """Ask, and go away at the end of the block without having read anything."""
+    url = httpx.URL(server.url)
+    headers = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"}
+    with contextlib.closing(http.client.HTTPConnection(url.host, url.port)) as connection:
+        connection.request("POST", path, json.dumps(body), headers)
+        yield
+
+
+def until_waiting(server, number, within_s=5):
+    until = time.monotonic() + within_s
+    while asyncio.run(server.backend.describe("fake_task")).waiting != number:
+        assert time.monotonic() < until, f"not {number} wait"
+        time.sleep(0.005)
 
 
 def logged(server, within_s=5):
@@ -219,9 +238,8 @@ def test_client_that_leaves_stops_the_engine_and_is_logged(server, engine, path,
             next(events)
             assert engine.has_begun.wait(5)
     else:
-        with contextlib.suppress(httpx.ReadTimeout):
-            server.client.post(path, json=body | {"stream": False}, timeout=0.3)
-    assert engine.has_begun.is_set()
+        with asked(server, path, body | {"stream": False}):
+            assert engine.has_begun.wait(5)
     assert engine.was_stopped.wait(5)
     row = logged(server)
     assert (row["status"], row["error"], row["is_streamed"]) == (499, "client_left", is_streamed)
@@ -234,12 +252,13 @@ def test_client_that_leaves_while_it_waits_is_never_written_for(server, engine):
     with opened(server, *ROUTES[1]) as (_, events):
         next(events)
         assert engine.has_begun.wait(5)
-        with contextlib.suppress(httpx.ReadTimeout):
-            server.client.post("/v1/answers", json={"question": "Who waits?"}, timeout=0.3)
+        with asked(server, "/v1/answers", {"question": "Who waits?"}):
+            until_waiting(server, 1)
+        until_waiting(server, 0)
         engine.words = ["Only ", "once."]
         engine.may_answer.set()
         assert [name for name, _ in events][-1] == "done"
     assert server.answer("Who is next?").json()["answer"] == "Only once."
     assert not any("Who waits?" in prompt for prompt in engine.prompts)
-    asked = read_journal(server.root, "requests").sort("asked_at").select("question", "status").rows()
-    assert asked == [(QUESTION, 200), ("Who waits?", 499), ("Who is next?", 200)]
+    rows = read_journal(server.root, "requests").sort("asked_at").select("question", "status").rows()
+    assert rows == [(QUESTION, 200), ("Who waits?", 499), ("Who is next?", 200)]
