@@ -17,8 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from ev_platform.decoding import Completion, Draft
-from ev_platform.engine_base import BatchWriter, Engine, Likelihood, Writer, WriterBase, batches_of, check_window
-from ev_platform.errors import UserError
+from ev_platform.engine_base import (
+    BatchWriter,
+    Engine,
+    Likelihood,
+    Writer,
+    WriterBase,
+    batches_of,
+    check_texts,
+    check_window,
+    read_window,
+)
 from ev_platform.prompting import Messages
 from ev_platform.training.base import architecture_of
 
@@ -56,7 +65,7 @@ class CTranslate2Engine(WriterBase):
         import ctranslate2
 
         super().__init__(folder)
-        self.window: int = _read_window(folder)
+        self.window: int = read_window(folder)
         n_cores = _count_cores()
         if threads is None:
             is_small = (folder / "model.bin").stat().st_size < _SMALL_BYTES
@@ -126,7 +135,7 @@ class CTranslate2Engine(WriterBase):
     def score(self, texts: Sequence[str]) -> list[Likelihood]:
         """Return how likely each text is as it stands, all in one batch."""
         encoded = [self._encode(text) for text in texts]
-        _check_texts(encoded, self.window)
+        check_texts(encoded, self.window)
         results = self._generator.score_batch(
             [self._tokenizer.convert_ids_to_tokens(ids) for ids in encoded], max_input_length=0
         )
@@ -196,7 +205,7 @@ class TransformersEngine(WriterBase):
         import torch
 
         encoded = [self._encode(text) for text in texts]
-        _check_texts(encoded, self.window)
+        check_texts(encoded, self.window)
         likelihoods = []
         for ids in encoded:
             tokens = torch.tensor([ids], device=self._device)
@@ -205,20 +214,6 @@ class TransformersEngine(WriterBase):
             nll = torch.nn.functional.cross_entropy(logits, tokens[0, 1:])
             likelihoods.append(Likelihood(float(nll), len(ids) - 1))
         return likelihoods
-
-
-def _check_texts(encoded: Sequence[Sequence[int]], window: int) -> None:
-    for ids in encoded:
-        if not 2 <= len(ids) <= window:
-            raise UserError(
-                f"A text of {len(ids)} tokens cannot be scored: it must have at least 2, and at most the {window} of "
-                "the model's window."
-            )
-
-
-def _read_window(folder: Path) -> int:
-    # Written by the export, because CTranslate2's own config.json does not hold it.
-    return int((folder / "window.txt").read_text())
 
 
 def load_engine(folder: Path) -> Engine:

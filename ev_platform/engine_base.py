@@ -206,3 +206,23 @@ def check_window(longest: int, max_new_tokens: int, window: int) -> None:
             f"A prompt of {longest} tokens and {max_new_tokens} for the answer exceed the model's window of "
             f"{window}: shorten the question or lower retrieval.top_k."
         )
+
+
+def check_texts(encoded: Sequence[Sequence[int]], window: int) -> None:
+    """Check that texts can be scored.
+
+    Raises:
+        UserError: If one has fewer than two tokens, or more than the window.
+    """
+    for ids in encoded:
+        if not 2 <= len(ids) <= window:
+            raise UserError(
+                f"A text of {len(ids)} tokens cannot be scored: it must have at least 2, and at most the {window} of "
+                "the model's window."
+            )
+
+
+def read_window(folder: Path) -> int:
+    """Return the window of a CTranslate2 export, in tokens."""
+    # Written by the export, because CTranslate2's own config.json does not hold it.
+    return int((folder / "window.txt").read_text())

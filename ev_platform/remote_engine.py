@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ev_platform.decoding import Draft
-from ev_platform.engine import Likelihood, _Base, _check_texts, _read_window
+from ev_platform.engine_base import Likelihood, WriterBase, check_texts, read_window
 from ev_platform.errors import UserError
 
 # Requests under way at once. vLLM puts them into batches by itself, whatever their lengths.
@@ -24,7 +24,7 @@ _CONNECT_S = 5.0
 _NEXT_TOKEN_S = 120.0  # the server may be busy with others
 
 
-class RemoteEngine(_Base):
+class RemoteEngine(WriterBase):
     """Completes prompts on a server.
 
     Args:
@@ -102,7 +102,7 @@ class RemoteEngine(_Base):
     def score(self, texts: Sequence[str]) -> list[Likelihood]:
         """Return how likely each text is as it stands."""
         encoded = [self._encode(text) for text in texts]
-        _check_texts(encoded, self.window)
+        check_texts(encoded, self.window)
         body = {"model": self._model, "prompt": encoded, "max_tokens": 0, "echo": True, "logprobs": 1}
         response = self._client.post("/v1/completions", json=body)
         _check(response.status_code)
@@ -114,7 +114,7 @@ class RemoteEngine(_Base):
 
 def _window_of(folder: Path) -> int:
     if (folder / "window.txt").exists():
-        return _read_window(folder)
+        return read_window(folder)
     return int(json.loads((folder / "config.json").read_text())["max_position_embeddings"])
 
 

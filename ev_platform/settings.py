@@ -42,6 +42,7 @@ class Settings(BaseSettings):
         request_timeout_s: Longest time for one answer.
         max_waiting: Questions that may wait for one replica of a model.
         max_batch: Prompts that are completed together at most.
+        engine_url: Of a server of vLLM that writes the answers (`ev-platform models vllm`); none by default.
         browser_path: Chromium or Chrome for sources with `fetcher: browser`; by default playwright's own, else the
             system's.
     """
@@ -70,6 +71,7 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(default=120.0, gt=0)
     max_waiting: int = Field(default=64, ge=1)
     max_batch: int = Field(default=16, ge=1, le=256)
+    engine_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
     browser_path: Path | None = None
 
     @property
@@ -82,6 +84,7 @@ class Settings(BaseSettings):
             request_timeout_s=self.request_timeout_s,
             max_waiting=self.max_waiting,
             max_batch=self.max_batch,
+            engine_url=self.engine_url,
         )
 
     @property

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,12 @@ from ev_platform.engine import TransformersEngine, Writer
 from ev_platform.errors import UserError
 from ev_platform.remote_engine import RemoteEngine
 from ev_platform.serving.batching import Batcher
+from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.exchange import Ask
+from ev_platform.serving.live import load_from_registry, open_release
 from ev_platform.serving.replay import served
+from ev_platform.storage import Store
+from ev_platform_tests.serving import versions
 from ev_platform_tests.tiny import write_tiny_model
 
 PROMPTS = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in ("Which plug?", "Wie lang?")]
@@ -183,3 +189,23 @@ def test_server_that_is_not_there_or_has_another_model_is_told_at_once(folder, u
         RemoteEngine(folder, url, "tiny@2")
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9 does not answer \(ConnectError\)"):
         RemoteEngine(folder, "http://127.0.0.1:9", "tiny@1")
+
+
+def test_server_with_an_engine_url_answers_by_it_and_refuses_a_version_that_it_has_not(tmp_path, url, seen):
+    store, tasks_dir = Store(tmp_path / "data"), versions.write_task(tmp_path / "tasks")
+    for number in (1, 2):
+        versions.register(store, tmp_path, number)
+    load = partial(load_from_registry, engine_url=url)
+
+    async def ask(model):
+        live = await open_release(load, store.root, tasks_dir, model, ServingConfig())
+        try:
+            return await live.worker.answer(Ask("r1", "Which plug?"))
+        finally:
+            live.close()
+
+    reply = asyncio.run(ask("tiny@1"))
+    assert (reply.model_version, reply.n_completion_tokens > 0) == ("tiny@1", True)
+    assert seen.bodies[-1]["model"] == "tiny@1"
+    with pytest.raises(UserError, match="not tiny@2"):
+        asyncio.run(ask("tiny@2"))

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from ev_platform import encoder, engine, evaluation, pooling, prompting, registry, retrieval
+from ev_platform import decoding, encoder, engine, engine_base, evaluation, pooling, prompting, registry, retrieval
 from ev_platform.dataset import grounding, quantities
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, markdown_table, spec, table_check, tasks_partitions
@@ -45,7 +45,19 @@ _TYPES = [sys.modules[type(task_type).__module__] for task_type in TASK_TYPES.va
 # Not the whole package: another colour in a plot must not have every question answered again.
 ANSWERING = (predicting, answering, systems, floors, metrics, labels, abstention, groundedness, local_metric)
 CODE = code_version(
-    *ANSWERING, encoder, engine, grounding, pooling, prompting, quantities, releases, retrieval, splitting, *_TYPES
+    *ANSWERING,
+    decoding,
+    encoder,
+    engine,
+    engine_base,
+    grounding,
+    pooling,
+    prompting,
+    quantities,
+    releases,
+    retrieval,
+    splitting,
+    *_TYPES,
 )
 CODE_REPORT = code_version(summary, statistics, metrics, labels, local_metric)
 CODE_SEEDS = fingerprint([CODE, CODE_TRAIN, CODE_EXPORT, CODE_SERVING, code_version(seeds, summary)])[:16]

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from ev_platform import encoder, engine, pages, pooling, prompting, retrieval
+from ev_platform import decoding, encoder, engine, engine_base, pages, pooling, prompting, retrieval
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, markdown_table, spec, table_check, tasks_partitions
 from ev_platform.evaluation import retention, retrieval_report, speed, statistics
@@ -16,7 +16,7 @@ from ev_platform.tasks.types import TASK_TYPES, get_task_type
 
 GROUP = "evaluation"
 TYPES = [sys.modules[type(task_type).__module__] for task_type in TASK_TYPES.values()]
-ENGINES = (encoder, engine, pooling, prompting)
+ENGINES = (decoding, encoder, engine, engine_base, pooling, prompting)
 CODE_RETRIEVAL = code_version(retrieval_report, prompting, retrieval, statistics)
 CODE_GENERAL = code_version(retention, *ENGINES)
 CODE_SPEED = code_version(speed, *ENGINES, *TYPES)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ev_platform.encoder import HEADS
 from ev_platform.engine import Engine, load_engine
 from ev_platform.errors import UserError
 from ev_platform.prompting import passage_text
@@ -26,6 +27,7 @@ from ev_platform.retrieval import Hit, Retriever, embed, is_too_far
 from ev_platform.storage import Store
 from ev_platform.tasks import NO_ANSWER, Task
 from ev_platform.tasks.types import TaskType, get_task_type
+from ev_platform.training.base import architecture_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,9 @@ def checked_settings(store: Store, task: str, row: Mapping[str, Any]) -> tuple[P
     return folder, evaluated or get_task_type("open_book_qa"), settings
 
 
-def load_release(store: Store, task: Task, name: str | None = None, needs_corpus: bool = True) -> Release:
+def load_release(
+    store: Store, task: Task, name: str | None = None, needs_corpus: bool = True, engine_url: str | None = None
+) -> Release:
     """Load a version with its engine and its passages.
 
     Args:
@@ -188,6 +192,8 @@ def load_release(store: Store, task: Task, name: str | None = None, needs_corpus
         name: Version or alias; the champion where None.
         needs_corpus: Whether a version that answers from passages must have some to search; where every question brings
             its own, it need not.
+        engine_url: Of a server of vLLM that knows the version by its name and writes its answers; None: this process
+            does. Encoders always run here.
 
     Raises:
         UserError: If there is no such version, its weights are gone or altered, the prompt template has changed, or it
@@ -210,7 +216,7 @@ def load_release(store: Store, task: Task, name: str | None = None, needs_corpus
         model_version=row["model_version"],
         task_type=task_type,
         instructions=settings["instructions"],
-        engine=load_engine(folder),
+        engine=load_engine(folder) if engine_url is None else _remote_engine(folder, engine_url, row["model_version"]),
         retriever=retriever,
         chunks=_with_sources(store, task.name, chunks) if retriever else {},
         top_k=settings["top_k"],
@@ -221,6 +227,13 @@ def load_release(store: Store, task: Task, name: str | None = None, needs_corpus
         labels=tuple(settings["labels"]),
         trained_vectors=trained_vectors(store, task.name, row),
     )
+
+
+def _remote_engine(folder: Path, url: str, version: str) -> Engine:
+    from ev_platform.remote_engine import RemoteEngine
+
+    is_encoder = (architecture_of(folder) or "").endswith(HEADS)
+    return load_engine(folder) if is_encoder else RemoteEngine(folder, url, version)
 
 
 def _with_sources(store: Store, task: str, chunks: pl.DataFrame) -> dict[str, SourceChunk]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from ev_platform import encoder, engine, pooling, prompting, retrieval
+from ev_platform import decoding, encoder, engine, engine_base, pooling, prompting, retrieval
 from ev_platform.errors import UserError
 from ev_platform.records import RegisteredModel, to_frame
 from ev_platform.registry.aliases import read_aliases
@@ -69,7 +69,8 @@ def template_fingerprint(model: Path, task_type: TaskType | None = None) -> str:
 
 def answering_code(task_type: TaskType) -> str:
     """Hash the code between a question and its answer: engines, search, template, the task type."""
-    return code_version(encoder, engine, pooling, prompting, retrieval, sys.modules[type(task_type).__module__])
+    kind = sys.modules[type(task_type).__module__]
+    return code_version(decoding, encoder, engine, engine_base, pooling, prompting, retrieval, kind)
 
 
 def answering_now(task: Task, model: Path, min_score: float | None = None) -> dict[str, str]:

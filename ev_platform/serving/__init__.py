@@ -1,10 +1,17 @@
 """Serving: the champion behind a key, over HTTP, every answer with its sources.
 
-`api` is the HTTP application (plain FastAPI), `schemas` its bodies, `gate` what a request must pass before it reaches
-a route, `keys` the API keys, `worker` the path from a question to an answer, `live` the swap of one version for another
-while it serves, `replay` a round trip of questions before a promotion, `app` the Ray Serve deployment around the
-application and `run` starts and stops that on this machine.
+`api` is the HTTP application (plain FastAPI): `chat`, `tasks` and `feedback` are its routes, `schemas` and `replies`
+the bodies, `sse` the streams, `models` the choice of what answers, `described` the OpenAPI document, `faults` what
+becomes of errors, `page` and `static` the chat page. Before a route stand `observe`, which logs each request
+(`journal` and `segments` in Parquet, `metrics` for Prometheus, `logs` as JSON lines), and `gate` with `keys` and
+`limits`.
 
-What does not belong here: prompts (`prompting`), retrieval (`retrieval`) and generation (`engine`). Serving only calls
-them, as evaluation does, so that what is served is what was evaluated.
+`exchange` is what the application asks models by: `worker` answers with one release (`preparing` finds passages and
+builds the prompt, `batching` completes it beside others), `live` swaps one version for another while it serves. `app`
+is the Ray Serve application around both, `front` what stands in Serve's proxy, `run` starts and stops it on this
+machine, `vllm` writes a configuration for GPUs. `replay` asks a version over HTTP before a promotion, `drift`
+compares what is asked with what was trained on.
+
+What does not belong here: prompts (`prompting`), retrieval (`retrieval`) and generation (`engine`). Serving only
+calls them, as evaluation does, so that what is served is what was evaluated.
 """

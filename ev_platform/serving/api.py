@@ -54,7 +54,11 @@ def create_api(backend: Backend, data_root: Path, config: ServingConfig) -> Fast
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=[
+                "X-Request-Id",
+                "Retry-After",
+                *(f"X-RateLimit-{what}-{of}" for what in ("Limit", "Remaining") for of in ("Requests", "Tokens")),
+            ],
         )
     _add_error_handlers(app)
     models = Models(backend)

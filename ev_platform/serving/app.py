@@ -54,6 +54,7 @@ class ModelServer:
     async def __init__(self, load: Loader, data_root: Path, tasks_dir: Path, model: str, config: ServingConfig) -> None:
         self._model = model
         self._live: LiveRelease = await open_release(load, data_root, tasks_dir, model, config)
+        _leave_cores_to_generation(self._live)
         self._following = asyncio.create_task(self._live.follow())
 
     async def describe(self) -> Described:
@@ -198,6 +199,19 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._api
+
+
+def _leave_cores_to_generation(live: LiveRelease) -> None:
+    """Let torch embed questions with one thread where another library writes the answers.
+
+    With two threads on two cores, a question took 350 ms of CPU beside other work instead of 16: they wait by spinning.
+    """
+    from ev_platform.engine import CTranslate2Engine
+
+    if isinstance(live.worker.release.engine, CTranslate2Engine):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def _overloaded() -> ApiError:

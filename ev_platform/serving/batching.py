@@ -240,7 +240,7 @@ class Batcher:
         )
         for request, made in zip(batch, completions, strict=True):
             text, is_cut = cut_at(made.text, request.stop)
-            reason = "stop" if is_cut else made.finish_reason
+            text, reason = text.strip(), "stop" if is_cut else made.finish_reason
             whole = Completion(text, made.n_prompt_tokens, made.n_completion_tokens, made.latency_ms, reason)
             if request.tell and text:
                 request.tell(text)

@@ -20,6 +20,8 @@ class ServingConfig(BaseModel):
         request_timeout_s: Longest time for one answer.
         max_waiting: Questions that may wait for one replica; beyond, it answers 503.
         max_batch: Prompts that are completed together at most.
+        engine_url: Of vLLM's server, without `/v1`, which then writes the answers of every model that writes text; here
+            where None.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,3 +32,4 @@ class ServingConfig(BaseModel):
     request_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     max_waiting: Annotated[int, Field(ge=1)] = 64
     max_batch: Annotated[int, Field(ge=1, le=256)] = 16
+    engine_url: str | None = None

@@ -61,10 +61,15 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """First event of a streamed answer: what it will be made from."""
+    """First event of a streamed answer: what it will be made from.
+
+    Attributes:
+        n_prompt_tokens: 0 where nothing will be generated.
+    """
 
     model_version: str
     citations: tuple[Citation, ...]
+    n_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class Reply:
 
     Attributes:
         text: The answer; the task's sentence for "no answer" where the model abstains.
-        finish_reason: `stop` or `length`.
+        finish_reason: `stop` or `length`; `cancelled` of what a client had of a stream that it left.
         model_version: What answered.
         citations: What it was given, best first; also where it abstains.
         n_prompt_tokens: 0 where nothing was generated.

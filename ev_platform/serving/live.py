@@ -57,8 +57,17 @@ def split_model(model: str) -> tuple[str, str]:
     return task, name or "champion"
 
 
-def load_from_registry(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:
+def load_from_registry(
+    data_root: Path, tasks_dir: Path, task_name: str, name: str, engine_url: str | None = None
+) -> Release:
     """Load a registered model; the loader of every server that is no test.
+
+    Args:
+        data_root: Data folder.
+        tasks_dir: Folder of task folders.
+        task_name: Task.
+        name: Alias or version.
+        engine_url: See `ServingConfig`.
 
     Raises:
         UserError: If there is no such task or model, or it cannot be served.
@@ -69,7 +78,8 @@ def load_from_registry(data_root: Path, tasks_dir: Path, task_name: str, name: s
 
     task = get_task(task_name, tasks_dir)
     # Questions of an extractive task may bring their passage; all others need something to search.
-    return load_release(Store(data_root), task, name, needs_corpus=task.config.type != "extractive_qa")
+    needs_corpus = task.config.type != "extractive_qa"
+    return load_release(Store(data_root), task, name, needs_corpus, engine_url)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class Prepared:
         prompt: None where the model abstains.
         citations: Passages in the prompt, best first; also where it abstains.
         similarity: See `exchange.Reply`.
+        n_prompt_tokens: Length of the prompt; 0 where the model abstains.
         max_tokens: Longest answer.
         waited_ms: From its arrival to the begin of the search.
         retrieve_ms: Finding passages.
@@ -33,6 +34,7 @@ class Prepared:
     prompt: str | None
     citations: tuple[Citation, ...]
     similarity: float | None
+    n_prompt_tokens: int
     max_tokens: int
     waited_ms: float
     retrieve_ms: float
@@ -77,7 +79,15 @@ def prepare(release: Release, ask: Ask, max_tokens: int, asked_at: float) -> Pre
             "context_length_exceeded",
         )
     waited_ms = (started - asked_at) * 1000
-    return Prepared(None if does_abstain else prompt, citations, found.similarity, max_tokens, waited_ms, retrieve_ms)
+    return Prepared(
+        prompt=None if does_abstain else prompt,
+        citations=citations,
+        similarity=found.similarity,
+        n_prompt_tokens=0 if does_abstain else n_tokens,
+        max_tokens=max_tokens,
+        waited_ms=waited_ms,
+        retrieve_ms=retrieve_ms,
+    )
 
 
 def _cite(release: Release, hit: Hit) -> Citation:

@@ -263,6 +263,7 @@ def _deploy(models: Sequence[str], servers: _ModelServers) -> None:
     from ev_platform.serving.live import load_from_registry
 
     config = servers.config
+    load = servers.load or partial(load_from_registry, engine_url=config.engine_url)
     # A replica refuses by itself what would wait too long, in OpenAI's error form; Serve's own bounds stand outside.
     most_at_once = 4 * (config.max_waiting + config.max_batch)
     bound = {
@@ -273,7 +274,7 @@ def _deploy(models: Sequence[str], servers: _ModelServers) -> None:
             max_queued_requests=most_at_once,
             # Ray sets OMP_NUM_THREADS of a process to the CPUs that it was promised.
             ray_actor_options={"num_cpus": servers.n_cpus // (len(models) * servers.replicas)},
-        ).bind(servers.load or load_from_registry, servers.data_root, servers.tasks_dir, model, config)
+        ).bind(load, servers.data_root, servers.tasks_dir, model, config)
         for model in models
     }
     try:

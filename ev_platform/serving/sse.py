@@ -13,7 +13,7 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from ev_platform.serving.exchange import Found, Reply
+from ev_platform.serving.exchange import Delta, Found, Reply
 from ev_platform.serving.faults import refusal_of
 from ev_platform.serving.gate import error_response
 from ev_platform.serving.models import Piece, Pieces, seen_of
@@ -53,6 +53,7 @@ class EventStream(StreamingResponse):
     ):
         super().__init__(self._events(first, write), headers=_HEADERS)
         self._request, self._pieces, self._error_event = request, pieces, error_event
+        self._found, self._written = first, [""]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
@@ -60,6 +61,16 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._pieces.close()
+            seen = seen_of(self._request)
+            if seen.reply is None:  # what a client has had before it left is logged, and counts for its quota
+                seen.reply = Reply(
+                    text="".join(self._written),
+                    finish_reason="cancelled",
+                    model_version=self._found.model_version,
+                    citations=self._found.citations,
+                    n_prompt_tokens=self._found.n_prompt_tokens,
+                    n_completion_tokens=len(self._written) - 1,  # a piece is a token, or a few that make a character
+                )
 
     async def _events(self, first: Found, write: Callable[[Piece], Iterable[bytes]]) -> AsyncIterator[bytes]:
         seen = seen_of(self._request)
@@ -71,6 +82,8 @@ class EventStream(StreamingResponse):
                 else:
                     if isinstance(piece, Reply):
                         seen.reply = piece
+                    elif isinstance(piece, Delta):
+                        self._written.append(piece.text)
                     for data in write(piece):
                         yield data
                     if isinstance(piece, Reply):

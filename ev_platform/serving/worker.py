@@ -113,7 +113,7 @@ class Worker:
             try:
                 async with asyncio.timeout_at(deadline):
                     prepared = await self._prepare(ask)
-                yield Found(self.release.model_version, prepared.citations)
+                yield Found(self.release.model_version, prepared.citations, prepared.n_prompt_tokens)
                 if prepared.prompt is None:
                     yield Delta(self.release.no_answer)
                     yield self._abstain(prepared)

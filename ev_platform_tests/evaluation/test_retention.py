@@ -33,9 +33,6 @@ class Fake:
         answers = [f"It is {self.known.get(prompt, 'unknown')}." for prompt in prompts]
         return [Completion(answer, 9, 3, 1.0, "stop") for answer in answers]
 
-    def generate_timed(self, prompts, *, max_new_tokens):
-        raise NotImplementedError
-
     def score(self, texts):
         return [Likelihood(self.nll + number % 2, 10 * (1 + number % 2)) for number, _ in enumerate(texts)]
 

@@ -94,9 +94,6 @@ class FakeWriter(FakeEngine):
     def write(self, batch: Sequence[Prompt], *, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
         return [self._write(prompt, temperature, seed) for prompt in batch]
 
-    def generate_timed(self, prompts: Sequence[str], *, max_new_tokens: int) -> list[Completion]:
-        return self.write([Prompt(prompt, max_new_tokens) for prompt in prompts])
-
     def score(self, texts: Sequence[str]) -> list[Likelihood]:
         return [Likelihood(0.0, self.count_tokens(text)) for text in texts]
 
