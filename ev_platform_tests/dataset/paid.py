@@ -78,7 +78,8 @@ def make_dataset(task, data, run_id):
     chunks, documents, dropped = read_corpus(task)
     store = Store(data)
     made = steps.generate(task, store, run_id, chunks, documents, dropped)
-    return made | steps.validate(task, store, run_id, made["qa_candidates"], made["generation_log"], chunks, documents)
+    tables = made["qa_candidates"], made["generation_log"], to_frame("feedback_candidates", []), chunks, documents
+    return made | steps.validate(task, store, run_id, *tables)
 
 
 if __name__ == "__main__":
