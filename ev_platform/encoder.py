@@ -8,6 +8,7 @@ What does not belong here: training the heads (`training.heads`), and models tha
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ HEADS = ("ForQuestionAnswering", "ForSequenceClassification")  # ends of the arc
 _MAX_TOKENS = 16_384  # of a prompt: it is read window by window, and others are waiting
 _WINDOWS_AT_ONCE = 32
 _NOT_TEXT = -1
+# A fast tokenizer holds whether it truncates: of two threads, one would switch that off for the other, or both fail.
+# Threads that serve tokenise beside each other, and each text takes milliseconds at most.
+_TOKENISING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ def read_windows(tokenizer: Any, text: str, reading: Reading) -> list[Window]:
             f"The question takes more than half of the {reading.max_length} tokens that the model reads at once, which "
             "leaves too little to its passages: shorten the question."
         )
-    encoded = tokenizer(
+    encoded = _tokenise(
+        tokenizer,
         [question],
         [passages] if passages else None,
         truncation="only_second" if passages else "only_first",
@@ -112,13 +117,18 @@ def read_windows(tokenizer: Any, text: str, reading: Reading) -> list[Window]:
 
 def is_too_long(tokenizer: Any, question: str, reading: Reading) -> bool:
     """Return whether a question takes more than half of a window, so that little is left to its passages."""
-    return len(tokenizer(question, verbose=False)["input_ids"]) > reading.max_length // 2
+    return len(_tokenise(tokenizer, question, verbose=False)["input_ids"]) > reading.max_length // 2
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
     """Return how many tokens a user message has for an encoder, special tokens included, each counted once."""
     passages, question = split_input(text)
-    return len(tokenizer(question, passages or None, verbose=False)["input_ids"])
+    return len(_tokenise(tokenizer, question, passages or None, verbose=False)["input_ids"])
+
+
+def _tokenise(tokenizer: Any, *texts: Any, **options: Any) -> Any:
+    with _TOKENISING:
+        return tokenizer(*texts, **options)
 
 
 def find_spans(model: Any, tokenizer: Any, texts: Sequence[str], reading: Reading) -> list[Span]:
@@ -229,16 +239,16 @@ class EncoderEngine:
         Raises:
             UserError: If a prompt has more than `window` tokens, or its question leaves no room for its passages.
         """
+        started = time.perf_counter()
         counts = [self.count_tokens(prompt) for prompt in prompts]
         check_window(max(counts, default=0), 0, self.window)
-        started = time.perf_counter()
         answers = self._spans(prompts, max_new_tokens) if self._is_extractive else self._labels(prompts)
-        latency_ms = (time.perf_counter() - started) * 1000 / max(1, len(prompts))
+        latency_ms = (time.perf_counter() - started) * 1000  # all of them have waited for the last one
         return [
             Completion(
                 text=answer,
                 n_prompt_tokens=n_prompt_tokens,
-                n_completion_tokens=len(self._tokenizer(answer, add_special_tokens=False)["input_ids"]),
+                n_completion_tokens=len(_tokenise(self._tokenizer, answer, add_special_tokens=False)["input_ids"]),
                 latency_ms=latency_ms,
                 finish_reason="stop",
             )

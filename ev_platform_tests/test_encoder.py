@@ -1,4 +1,6 @@
+import asyncio
 import json
+import time
 
 import pytest
 
@@ -6,7 +8,12 @@ from ev_platform.encoder import EncoderEngine, Reading, Span, choose
 from ev_platform.engine import load_engine
 from ev_platform.errors import UserError
 from ev_platform.prompting import build_messages
+from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.exchange import Ask
+from ev_platform.serving.worker import Worker
+from ev_platform.tasks.types import get_task_type
 from ev_platform.training.export import export_serving_model
+from ev_platform_tests.serving.fakes import fake_release
 from ev_platform_tests.training.tiny_encoder import CITIES, NAMES, NO_ANSWER, encoder_recipe, write_tiny_encoder
 
 LABELS = tuple(CITIES[:3])
@@ -191,3 +198,30 @@ def test_untrained_head_follows_the_seed(encoder, classifier, tmp_path):
     assert json.loads((tmp_path / "same" / "config.json").read_text())["id2label"] == {
         str(number): label for number, label in enumerate(LABELS)
     }
+
+
+def test_many_at_once_are_answered_as_each_is_alone(encoder, tmp_path):
+    # The event loop counts tokens while the worker's threads count and read: a fast tokenizer can do one at a time.
+    engine = untrained(encoder, tmp_path / "out")
+    task_type = get_task_type("classification")
+    release = fake_release(engine=engine, task_type=task_type, retriever=None, chunks={}, labels=LABELS)
+    texts = [" ".join([*NAMES, *CITIES][n % 16 :] * (n % 5 * 40 + 1)) for n in range(32)]
+    alone = [engine.generate([prompt(engine, text)], max_new_tokens=1)[0].text for text in texts]
+
+    async def run():
+        worker = Worker(release, ServingConfig(max_waiting=100))
+        try:
+            return await asyncio.gather(*(worker.answer(Ask("req", text)) for text in texts * 3))
+        finally:
+            worker.close()
+
+    assert [reply.text for reply in asyncio.run(run())] == alone * 3
+
+
+def test_latency_is_that_of_the_whole_call(classifier):
+    texts = [prompt(classifier, " ".join(NAMES)) for _ in range(40)]
+    started = time.perf_counter()
+    made = classifier.generate(texts, max_new_tokens=1)
+    elapsed_ms = (time.perf_counter() - started) * 1000
+    # Nobody has an answer before the last one is read.
+    assert all(elapsed_ms / 2 < completion.latency_ms <= elapsed_ms for completion in made)
