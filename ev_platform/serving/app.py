@@ -12,9 +12,10 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from grpc import StatusCode
 from grpc.aio import AioRpcError
 from ray import serve
 from ray.exceptions import RayActorError
@@ -28,14 +29,18 @@ from ev_platform.serving.live import LiveRelease, Loader, open_release
 from ev_platform.serving.schemas import ApiError
 from ev_platform.serving.worker import too_late
 
+if TYPE_CHECKING:
+    from ev_platform.registry import Release
+
 DESCRIBED_FOR_S = 1.0
 # A replica that dies takes its questions along, but nothing of their answers has been told yet: they are put to another
 # one. Where there is no other, the call itself waits until the dead one is back; the pauses are for the moment in which
-# nobody has noticed yet that it is dead.
+# nobody has noticed yet that it is dead, or in which only some replicas have swapped to the version asked for.
 PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 # Calls go over gRPC (`run`): Serve tells a connection that is lost as the first, and anything else of it as the second.
-_DIED = (RayActorError, AioRpcError)
+_FAILED = (RayActorError, AioRpcError)
+_LOST = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +58,7 @@ class ModelServer:
 
     async def __init__(self, load: Loader, data_root: Path, tasks_dir: Path, model: str, config: ServingConfig) -> None:
         self._model = model
-        self._live: LiveRelease = await open_release(load, data_root, tasks_dir, model, config)
-        _leave_cores_to_generation(self._live)
+        self._live: LiveRelease = await open_release(sparing(load), data_root, tasks_dir, model, config)
         self._following = asyncio.create_task(self._live.follow())
 
     async def describe(self) -> Described:
@@ -105,8 +109,9 @@ class RayBackend:
             async with asyncio.timeout(self._config.request_timeout_s), self._describing[model]:
                 known = self._described.get(model)
                 if known is None or time.monotonic() - known[0] > DESCRIBED_FOR_S:
-                    known = time.monotonic(), await self._call(model, "describe")
-                    self._described[model] = known
+                    described = await self._call(model, "describe")
+                    # From its end on: a call that takes longer than it holds would else be made by each who waits.
+                    known = self._described[model] = time.monotonic(), described
                 return known[1]
         except TimeoutError:
             raise too_late(self._config) from None
@@ -129,19 +134,25 @@ class RayBackend:
         for pause_s in PAUSES_S:
             events = self._streams[model].stream.remote(ask)
             has_begun = is_over = False
+            refused = None
             try:
                 while not is_over:
                     async with asyncio.timeout_at(deadline):
                         event = await anext(events, None)
                     is_over = event is None or isinstance(event, ApiError)
                     if isinstance(event, ApiError):
-                        raise event
+                        if not await self._is_held_elsewhere(model, ask, event):
+                            raise event
+                        refused = event
+                        break
                     if event is None:
                         return
                     has_begun = True
                     yield event
-            except _DIED:
+            except _FAILED as error:
                 is_over = True
+                if not _has_died(error):
+                    raise
                 if has_begun:
                     raise ApiError(
                         503, "The answer was interrupted: ask again.", "interrupted", retry_after_s=1
@@ -154,32 +165,46 @@ class RayBackend:
             finally:
                 if not is_over:
                     events.cancel()
-            _log.warning("A replica of %s died; request %s is put to another one.", model, ask.request_id)
+            if refused is None:
+                _log.warning("A replica of %s died; request %s is put to another one.", model, ask.request_id)
             await asyncio.sleep(pause_s)
-        raise _unreachable()
+        raise refused or _unreachable()
 
-    async def _call(self, model: str, method: str, *arguments: Any) -> Any:
+    async def _is_held_elsewhere(self, model: str, ask: Ask, refusal: ApiError) -> bool:
+        """Return whether another replica holds the version that one was refused for: they swap one after the other."""
+        if ask.version is None or refusal.code != "model_not_found":
+            return False
+        return (await self.describe(model)).model_version == ask.version
+
+    async def _call(self, model: str, method: str, *arguments: Ask) -> Any:
+        refused = None
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
                 for pause_s in PAUSES_S:
                     response = getattr(self._handles[model], method).remote(*arguments)
+                    refused = None
                     try:
                         result = await response
                     except asyncio.CancelledError:
                         response.cancel()
                         raise
-                    except _DIED:
+                    except _FAILED as error:
+                        if not _has_died(error):
+                            raise
                         _log.warning("A replica of %s died; another one is asked to %s.", model, method)
                         await asyncio.sleep(pause_s)
                         continue
-                    if isinstance(result, ApiError):
+                    if not isinstance(result, ApiError):
+                        return result
+                    if not arguments or not await self._is_held_elsewhere(model, arguments[0], result):
                         raise result
-                    return result
+                    refused = result
+                    await asyncio.sleep(pause_s)
         except BackPressureError:
             raise _overloaded() from None
         except TimeoutError:
             raise too_late(self._config) from None
-        raise _unreachable()
+        raise refused or _unreachable()
 
 
 @serve.deployment(
@@ -201,17 +226,31 @@ class Gateway:
         return self._api
 
 
-def _leave_cores_to_generation(live: LiveRelease) -> None:
-    """Let torch embed questions with one thread where another library writes the answers.
+def sparing(load: Loader) -> Loader:
+    """Return a loader that lets torch embed questions with one thread where another library writes the answers.
 
     With two threads on two cores, a question took 350 ms of CPU beside other work instead of 16: they wait by spinning.
     """
-    from ev_platform.engine import CTranslate2Engine
+    usual: int | None = None  # not known, and torch not imported, until there is something to change
 
-    if isinstance(live.worker.release.engine, CTranslate2Engine):
-        import torch
+    def load_sparing(data_root: Path, tasks_dir: Path, task_name: str, name: str) -> Release:
+        nonlocal usual
+        from ev_platform.engine import CTranslate2Engine
 
-        torch.set_num_threads(1)
+        release = load(data_root, tasks_dir, task_name, name)
+        is_other = isinstance(release.engine, CTranslate2Engine)
+        if is_other or usual is not None:
+            import torch
+
+            usual = usual or torch.get_num_threads()
+            torch.set_num_threads(1 if is_other else usual)
+        return release
+
+    return load_sparing
+
+
+def _has_died(error: Exception) -> bool:
+    return isinstance(error, RayActorError) or (isinstance(error, AioRpcError) and error.code() in _LOST)
 
 
 def _overloaded() -> ApiError:
