@@ -11,10 +11,11 @@ from ev_platform import registry, serving
 from ev_platform.dataset import overlap
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, markdown_table, spec, table_check, tasks_partitions
+from ev_platform.evaluation import abstention
 from ev_platform.evaluation.calibration import min_score_of, strange_questions
 from ev_platform.evaluation.pages import write_report
 from ev_platform.evaluation.summary import judge as judge_scores
-from ev_platform.registry import digests, evidence, gate, promotion, strangers, versions
+from ev_platform.registry import digests, evidence, gate, promotion, releases, strangers, versions
 from ev_platform.registry.note import write_note
 from ev_platform.storage import Record, code_version, fingerprint
 from ev_platform.tasks.types import get_task_type
@@ -22,7 +23,7 @@ from ev_platform.tasks.types import get_task_type
 GROUP = "registry"
 CODE = code_version(versions, digests)
 # With all of serving: the replay before a promotion goes through it.
-CODE_GATE = code_version(gate, evidence, strangers, overlap, serving)
+CODE_GATE = code_version(gate, evidence, strangers, abstention, releases, overlap, serving)
 CODE_PROMOTION = code_version(promotion)
 
 

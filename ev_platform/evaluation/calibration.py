@@ -31,6 +31,7 @@ GENERAL = Path(__file__).with_name("general.yaml")
 MIN_QUESTIONS = 20
 MAX_QUESTIONS = 500  # of a task; their order statistics hardly move beyond, and embedding them takes 5 s
 Z = 1.96  # 95 %
+SWITCHED_OFF = "Abstention by score is switched off: retrieval.max_false_abstention is 0."
 
 # Groups of questions, and what people call them.
 GROUPS = {
@@ -184,7 +185,7 @@ def choose(trained: Sequence[float], strange: Sequence[float], config: TaskConfi
     """
     most = config.retrieval.max_false_abstention
     if most == 0:
-        return None, "Abstention by score is switched off: retrieval.max_false_abstention is 0."
+        return None, SWITCHED_OFF
     for scores, name in ((trained, "of the task that it retrieves for"), (strange, "outside the task")):
         if len(scores) < MIN_QUESTIONS:
             return (
@@ -194,7 +195,8 @@ def choose(trained: Sequence[float], strange: Sequence[float], config: TaskConfi
     ranked = np.sort(np.asarray(trained, dtype=np.float64))
     bound = float(ranked[int(most * len(ranked))])  # so many lie below it
     below = [score for score in strange if score < bound]
-    min_score = round((max(below) + bound) / 2, 4) if below else bound
+    # Rounded up, it could refuse questions between the middle and the bound.
+    min_score = min(round((max(below) + bound) / 2, 4), bound) if below else bound
     refused = [sum(score < min_score for score in scores) for scores in (trained, strange)]
     told = (
         f"below {min_score:.3f} lie {refused[0]} of {len(trained)} questions of the task ({most:.0%} may) and "

@@ -36,6 +36,8 @@ CHECKS = {
     "serving_agrees": "The endpoint answers as the evaluation did.",
 }
 
+_NO_CHAMPION = "there is no champion to compare with"
+
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
@@ -286,7 +288,8 @@ def _abstention(scores: _Scores, strangers: Strangers | None, config: PromotionC
     if strangers is not None:
         asked, theirs = f"of {strangers.n} questions outside the task", strangers.champion_declined
         if theirs is None:
-            told.append(f"{asked} it declines {strangers.declined:.0%} (there is no champion to compare with)")
+            champion = f"the champion {scores.champion} could not be asked" if scores.champion else _NO_CHAMPION
+            told.append(f"{asked} it declines {strangers.declined:.0%} ({champion})")
         else:
             lost = round(theirs - strangers.declined, 9) + 0.0
             worst = lost if worst is None else max(worst, lost)

@@ -5,6 +5,7 @@ What does not belong here: the questions (`evaluation.calibration`) and how many
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from ev_platform.evaluation.calibration import strange_questions
 from ev_platform.registry.releases import Release, load_release
 from ev_platform.storage import Store
 from ev_platform.tasks import Task
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +47,26 @@ def ask_strangers(store: Store, task: Task, version: str, champion: str | None) 
         None where the version cannot be asked.
     """
     questions = [it.question for it in strange_questions(task) if it.is_held_out]
-    share = _share(store, task, version, questions)
-    if share is None:
-        return None
-    return Strangers(len(questions), share, _share(store, task, champion, questions) if champion else None)
-
-
-def _share(store: Store, task: Task, version: str, questions: Sequence[str]) -> float | None:
     try:
         release = load_release(store, task, version, needs_corpus=False)
     except UserError:
         return None  # other checks say why
+    share = _share(release, questions)
+    if share is None:
+        return None
+    return Strangers(len(questions), share, _share_of_champion(store, task, champion, questions) if champion else None)
+
+
+def _share_of_champion(store: Store, task: Task, champion: str, questions: Sequence[str]) -> float | None:
+    try:
+        return _share(load_release(store, task, champion, needs_corpus=False), questions)
+    except Exception:
+        # What is already in place must not keep its successor from being judged, whatever is wrong with it.
+        _log.warning("The champion %s could not be asked what is outside the task:", champion, exc_info=True)
+        return None
+
+
+def _share(release: Release, questions: Sequence[str]) -> float | None:
     declined = declines(release, questions)
     return sum(declined) / len(declined) if declined else None
 

@@ -38,6 +38,13 @@ def test_choose_refuses_no_more_of_the_task_than_may_be(share, n_refused):
     assert sum(score < min_score for score in own) == n_refused
 
 
+def test_choose_rounds_the_score_to_no_more_than_may_be():
+    own = [0.1] * 4 + [0.50009] * 8 + [0.6] * 188
+    min_score, _ = choose(own, [*[0.1] * 49, 0.50008], CONFIG)
+    assert min_score is not None
+    assert sum(score < min_score for score in own) == 4 == CONFIG.retrieval.max_false_abstention * 200
+
+
 def test_choose_without_enough_questions_says_so():
     few = [0.5] * (MIN_QUESTIONS - 1)
     assert choose(few, FAR, CONFIG) == (

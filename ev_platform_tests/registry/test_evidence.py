@@ -8,6 +8,7 @@ import pytest
 
 from ev_platform import registry
 from ev_platform.records import to_frame
+from ev_platform.registry import strangers
 from ev_platform.registry.aliases import write_aliases
 from ev_platform.registry.digests import digest_of
 from ev_platform.registry.evidence import SAMPLE, collect, descent_flaw, replay_sample
@@ -137,6 +138,24 @@ def test_strangers_are_declined_by_score_and_else_asked(store, evaluated, monkey
     )
     assert declines(says_no, questions[:1]) == [True]
     assert declines(dataclasses.replace(release, retriever=None, has_retrieval=True), questions) is None
+
+
+def test_champion_that_cannot_answer_does_not_keep_its_successor_from_being_judged(
+    store, evaluated, monkeypatch, caplog
+):
+    task, _ = evaluated
+    load = strangers.load_release
+
+    def load_broken(store, task, name, **options):
+        release = load(store, task, "tiny@1", **options)
+        return release if name == "tiny@1" else dataclasses.replace(release, engine=None)
+
+    monkeypatch.setattr(strangers, "load_release", load_broken)
+    found = strangers.ask_strangers(store, task, "tiny@1", "tiny@0")
+    assert found is not None and 0 <= found.declined <= 1 and found.champion_declined is None
+    assert "The champion tiny@0 could not be asked" in caplog.text
+    with pytest.raises(AttributeError):  # what is to be judged has to answer
+        strangers.ask_strangers(store, task, "tiny@0", None)
 
 
 def replayed(store, task, tables):

@@ -186,6 +186,12 @@ def test_gate_strangers_without_a_champion_are_told_and_decide_nothing():
     assert "it declines 10% (there is no champion to compare with)" in row["reason"]
 
 
+def test_gate_strangers_that_the_champion_could_not_be_asked_are_told_and_decide_nothing():
+    row = judged(evidence(CHAMPION, strangers=Strangers(50, 0.1)))["abstention"]
+    assert row["passed"]
+    assert "it declines 10% (the champion tiny@1 could not be asked)" in row["reason"]
+
+
 def test_gate_leaked_training_row_fails_and_is_quoted():
     leak = Overlap("equals_test_question", "How long?", "How long?", 1.0, "exm_1", "exm_2")
     rows = judged(evidence(leaks=[leak]))
