@@ -39,6 +39,8 @@ import polars as pl
 from ev_platform.records import TABLES, schema_of, stable_columns
 
 Frames = Mapping[str, pl.DataFrame]
+# Words of strangers that nobody has read yet: for the owner's eyes, as the journal that they come from.
+_PRIVATE = frozenset({"feedback_candidates"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +285,8 @@ class Store:
         with tempfile.TemporaryFile() as buffer:
             frame.select(pl.lit(task).alias("task"), pl.all()).write_parquet(buffer, compression="zstd")
             buffer.seek(0)
-            write_atomic(folder / f"{record.version}.parquet", buffer.read())
+            mode = 0o600 if table in _PRIVATE else 0o644
+            write_atomic(folder / f"{record.version}.parquet", buffer.read(), mode)
         write_atomic(folder / f"{record.version}.json", json.dumps(asdict(record), indent=1).encode())
         write_atomic(folder / "CURRENT", record.version.encode())
         self.rebuild_catalogue()

@@ -38,21 +38,22 @@ def collect_candidates(feedback: pl.DataFrame, previous: pl.DataFrame, reviews: 
     """Turn feedback into candidates, one for each question and proposed answer.
 
     A correction proposes its text, a thumb up the given answer, and a thumb down alone nothing: a reviewer may write
-    the answer. Of several judgements of one request under one key the latest counts. A thumb up where the answer's text
-    was not kept says nothing that could be judged, and is left out.
+    the answer. Of several judgements of one answer under one key the latest counts; ids are the clients' own, so that
+    one id with two questions is two answers. A thumb up where the answer's text was not kept says nothing that could be
+    judged, and is left out.
 
     Args:
         feedback: The journal's rows of one task.
-        previous: The `feedback_candidates` table as it is. What somebody has decided on stays as it was then, also
-            when the journal no longer holds it.
+        previous: Candidates of before, in any version of the table. What somebody has decided on stays as it was then,
+            also when the journal no longer holds it, or its author said something else meanwhile.
         reviews: The `reviews` table.
 
     Returns:
         The table `feedback_candidates`, oldest first.
     """
-    latest: dict[tuple[str, str], Row] = {}
+    latest: dict[tuple[str, str, str], Row] = {}
     for row in feedback.sort("given_at", maintain_order=True).iter_rows(named=True):
-        key = row["request_id"], row["key_id"]
+        key = row["request_id"], row["key_id"], row["question"]
         latest.pop(key, None)
         latest[key] = row | {name: _masked(row[name]) for name in ("question", "answer", "correction", "comment")}
 
@@ -84,13 +85,16 @@ def collect_candidates(feedback: pl.DataFrame, previous: pl.DataFrame, reviews: 
             request_ids=list(dict.fromkeys(row["request_id"] for _, row in rows)),
             model_version=first["model_version"],
             given_at=rows[-1][1]["given_at"],
+            feedback_id=first["feedback_id"],
+            key_id=first["key_id"],
         )
         made.setdefault(candidate.example_id, candidate)
     return to_frame("feedback_candidates", made.values())
 
 
 def _masked(text: str | None) -> str:
-    return mask_personal_data(text)[0].strip() if text else ""
+    # A sheet cannot hold a NUL byte, and nobody means one.
+    return mask_personal_data(text.replace("\0", "\ufffd"))[0].strip() if text else ""
 
 
 def _proposal(row: Row) -> tuple[str | None, str]:

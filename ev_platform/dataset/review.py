@@ -135,7 +135,7 @@ def export_feedback(
         }
         for row in rows
     ]
-    _write(path, table, FEEDBACK_COLUMNS)
+    _write(path, table, FEEDBACK_COLUMNS, mode=0o600)  # as the journal that it comes from
     return len(table)
 
 
@@ -149,8 +149,8 @@ def _passages(chunks: pl.DataFrame) -> dict[str, str]:
     return {c["chunk_id"]: passage_text(c["heading_path"], c["text"]) for c in chunks.iter_rows(named=True)}
 
 
-def _write(path: Path, table: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
-    write_atomic(path, as_csv(table, columns) if path.suffix == ".csv" else _as_parquet(table, columns))
+def _write(path: Path, table: Sequence[Mapping[str, str]], columns: Sequence[str], mode: int = 0o644) -> None:
+    write_atomic(path, as_csv(table, columns) if path.suffix == ".csv" else _as_parquet(table, columns), mode)
 
 
 def _draw(rows: Sequence[dict[str, Any]], n: int, seed: int) -> list[dict[str, Any]]:

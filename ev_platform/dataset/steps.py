@@ -120,17 +120,28 @@ def feedback_build(task: Task, store: Store) -> dict[str, Any]:
     The graph and the command line build it alike, so that what one has built the other need not build again.
     """
     feedback = read_journal(store.root, "feedback").filter(pl.col("task") == task.name)
+    previous, reviews = _all_candidates(task, store), store.read("reviews", task.name)
 
     def compute() -> dict[str, pl.DataFrame]:
-        previous, reviews = (store.read(table, task.name) for table in ("feedback_candidates", "reviews"))
         return {"feedback_candidates": collect_candidates(feedback, previous, reviews)}
 
-    # Its rows never change, so that their ids tell what there is.
+    # Rows of feedback never change, nor does what is decided on, so that their ids tell what there is.
+    decided = sorted(decided_candidates(previous, reviews)["example_id"])
     return {
-        "config": {"feedback": fingerprint(feedback["feedback_id"].to_list())},
+        "config": {"feedback": fingerprint(feedback["feedback_id"].to_list()), "decided": fingerprint(decided)},
         "code": code_version(feedback_rules, privacy),
         "compute": compute,
     }
+
+
+def _all_candidates(task: Task, store: Store) -> pl.DataFrame:
+    """Return the candidates from feedback of all versions: a sheet may list what its author has taken back since."""
+    table = "feedback_candidates"
+    known = store.read(table, task.name)
+    for record in reversed(store.history(table, task.name)):
+        older = store.read(table, task.name, record.version)
+        known = pl.concat([older.filter(~pl.col("example_id").is_in(known["example_id"].to_list())), known])
+    return known
 
 
 def decided_feedback(task: Task, store: Store, candidates: pl.DataFrame) -> pl.DataFrame:
@@ -144,7 +155,7 @@ def reviewable(task: Task, store: Store) -> pl.DataFrame:
     What a review edited or rejected is no longer among the examples, but still among the candidates.
     """
     columns = ("example_id", "question", "answer", "kind", "origin")
-    feedback = store.read("feedback_candidates", task.name).with_columns(pl.lit("feedback").alias("origin"))
+    feedback = _all_candidates(task, store).with_columns(pl.lit("feedback").alias("origin"))
     rows = [store.read("qa_candidates", task.name), store.read("examples", task.name), feedback]
     return pl.concat([frame.select(columns) for frame in rows])
 

@@ -9,7 +9,7 @@ import polars as pl
 from ev_platform.dataset import steps
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, spec, table_check, tasks_partitions
-from ev_platform.pages import table_cell
+from ev_platform.pages import table_cell, unlinked
 from ev_platform.registry import similarity
 from ev_platform.serving import drift
 from ev_platform.storage import Record, code_version
@@ -89,17 +89,15 @@ def question_drift(
         code=CODE,
         compute=compute,
     ):
-        yield output.with_metadata(
-            {**output.metadata, **_told(opened.root, opened.read("question_drift", task.name), requests)}
-        )
+        yield output.with_metadata({**output.metadata, **_told(opened.read("question_drift", task.name), requests)})
 
 
-def _told(data_root: Any, rows: pl.DataFrame, requests: pl.DataFrame) -> dict[str, Any]:
+def _told(rows: pl.DataFrame, requests: pl.DataFrame) -> dict[str, Any]:
     if rows.is_empty():
         return {"why": "Nothing was asked of this task yet: the request log has no answers of it."}
     shown = rows.drop("percentiles", "reference_percentiles").with_columns(pl.col(pl.Float64).round(4))
     newest = rows.tail(1).to_dicts()[0]
-    image, strange = drift.drift_image(newest), drift.least_familiar(data_root, requests)
+    image, strange = drift.drift_image(newest), drift.least_familiar(requests)
     return {
         "preview": _table(shown.to_dicts()),
         "says": drift.judge(newest)[1],
@@ -109,8 +107,14 @@ def _told(data_root: Any, rows: pl.DataFrame, requests: pl.DataFrame) -> dict[st
             if newest[name] is not None
         },
         **({"distributions": dg.MetadataValue.md(image)} if image else {}),
-        **({"least_familiar": _table(strange)} if strange else {}),
+        **({"least_familiar": _table(strange), "least_familiar_text": _look_up(strange)} if strange else {}),
     }
+
+
+def _look_up(rows: Sequence[Mapping[str, Any]]) -> str:
+    # Not the questions themselves: what Dagster has been told stays there, and the log forgets.
+    ids = ", ".join(f"'{row['request_id']}'" for row in rows)
+    return f'ev-platform query "SELECT similarity, question FROM requests WHERE request_id IN ({ids}) ORDER BY 1"'
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
@@ -118,7 +122,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
     if not rows:
         return dg.MetadataValue.md("no rows")
     head = [f"| {' | '.join(rows[0])} |", "|" + " --- |" * len(rows[0])]
-    lines = [f"| {' | '.join(table_cell(str(cell)[:300]) for cell in row.values())} |" for row in rows]
+    lines = [f"| {' | '.join(table_cell(unlinked(str(cell)[:300])) for cell in row.values())} |" for row in rows]
     return dg.MetadataValue.md("\n".join([*head, *lines]))
 
 

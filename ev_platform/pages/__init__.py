@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+# Inside of what makes an address one.
+_ADDRESS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", re.IGNORECASE)
 BLUE, AMBER, GREEN, RED = "#2563a8", "#c77700", "#1b7f4b", "#b3261e"
 
 
@@ -61,6 +64,11 @@ def table_cell(value: Any) -> str:
     for mark in ("\\", "|", "[", "]", "`"):
         text = text.replace(mark, f"\\{mark}")
     return text
+
+
+def unlinked(text: str) -> str:
+    """Break the addresses in the words of a stranger, which Markdown would make links of; they read as before."""
+    return _ADDRESS.sub("\u200b", text)
 
 
 def new_axes(height: float) -> tuple[Any, Any]:

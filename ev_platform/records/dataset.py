@@ -212,3 +212,5 @@ class FeedbackCandidate:
     request_ids: list[str]  # every request that it rests on, oldest first
     model_version: str  # that answered first
     given_at: datetime  # the latest feedback
+    feedback_id: str  # what was said of the first of them
+    key_id: str  # under which that was said; request ids are the clients' own

@@ -182,8 +182,8 @@ class QuestionDrift:
     n_reference: int  # questions that the served ones are compared with
     similarity_p50: float | None  # None where the version has no questions to compare with
     reference_p50: float | None
-    ks: float | None  # Kolmogorov-Smirnov: largest distance between the two distribution functions
-    p_value: float | None  # two-sided
+    ks: float | None  # Kolmogorov-Smirnov: how far the served ones' distribution function exceeds the other at most
+    p_value: float | None  # one-sided: of no less familiar questions
     cliffs_delta: float | None  # -1 to 1; below 0 the served questions are the less familiar ones
     unfamiliar_share: float | None  # served questions below the reference's 5th percentile; 0.05 is to be expected
     percentiles: list[float]  # of the served questions' similarity, 0th to 100th

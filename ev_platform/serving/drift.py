@@ -1,9 +1,9 @@
 """Whether people ask what a version was trained on: the questions that it was served against those it was tested with.
 
 The figure of a question is its similarity: the cosine to the nearest question that the version was trained on. It is in
-the request log also where texts are not. Were the served questions like those of the benchmark and the validation
-rows, so would be the two distributions of it (two-sample Kolmogorov-Smirnov test); Cliff's delta says how far apart
-they are, whatever the number of questions.
+the request log also where texts are not. Were the served questions as familiar as those of the benchmark and the
+validation rows, their distribution would nowhere lie below (one-sided Kolmogorov-Smirnov test), also where many of them
+are more familiar than any of the test's. Cliff's delta says which of the two is the more familiar on the whole.
 
 What does not belong here: logging (`observe`), and how good the answers are (`evaluation`).
 """
@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ev_platform.corpus.privacy import mask_personal_data
 from ev_platform.records import QuestionDrift, to_frame
 from ev_platform.registry.similarity import trained_vectors
 from ev_platform.retrieval import embed_once
-from ev_platform.serving.journal import find_request, read_journal
+from ev_platform.serving.journal import read_journal
 from ev_platform.serving.segments import Segments, day_of
 from ev_platform.storage import Store
 from ev_platform.tasks.splitting import spread_evenly
@@ -56,11 +55,9 @@ def recent_requests(data_root: Path, task: str, days: int) -> pl.DataFrame:
     segments = Segments(data_root, "requests")
     logged = [*segments.days(), *(day_of(file.stem) for file in segments.journals())]
     since = datetime.combine(max(logged) - timedelta(days=days - 1), time(), UTC) if logged else None
-    rows = read_journal(data_root, "requests", since)
     answered = (pl.col("task") == task) & (pl.col("status") == 200) & pl.col("model_version").is_not_null()
-    return rows.filter(answered).select(
-        "request_id", "asked_at", "model_version", "question_hash", "is_abstention", "similarity"
-    )
+    columns = ("request_id", "asked_at", "model_version", "question_hash", "is_abstention", "similarity")
+    return read_journal(data_root, "requests", since, lambda rows: rows.filter(answered).select(columns))
 
 
 def reference_similarities(store: Store, task: str, version: str, questions: Sequence[str]) -> np.ndarray | None:
@@ -127,7 +124,9 @@ def compare(served: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Return how two samples of similarities differ, as columns of `question_drift`."""
     from scipy.stats import ks_2samp, mannwhitneyu
 
-    test: Any = ks_2samp(served, reference)
+    # That the served ones' distribution function is nowhere the greater one. The exact p value of thousands of
+    # questions cannot be had; the asymptotic one is as good from 20 on.
+    test: Any = ks_2samp(served, reference, alternative="greater", method="asymp")
     n_above = float(mannwhitneyu(served, reference).statistic)  # pairs in which the served one is larger; ties by half
     return {
         "ks": float(test.statistic),
@@ -150,38 +149,26 @@ def judge(row: Row) -> tuple[bool, str]:
         return True, f"{told}; {MIN_QUESTIONS} are needed to compare them."
     figures = f"Kolmogorov-Smirnov {row['ks']:.2f}, p = {row['p_value']:.2g}, Cliff's delta {row['cliffs_delta']:+.2f}"
     share = f"{row['unfamiliar_share']:.0%} of them are less familiar than {100 - FAMILIAR_PERCENTILE} % of the test's"
-    # More familiar ones than the test's are no trouble.
-    is_drift = row["p_value"] < MAX_P_VALUE and row["ks"] >= MIN_KS and row["cliffs_delta"] < 0
-    if not is_drift:
+    if row["p_value"] >= MAX_P_VALUE or row["ks"] < MIN_KS:
         return True, f"{told}; {share} ({figures})."
-    return False, f"{told}; {share} ({figures}): add sources or rows for the questions that question_drift lists."
+    return False, f"{told}; {share} ({figures}): add sources or rows for the questions that question_drift names."
 
 
-def least_familiar(data_root: Path, requests: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return the newest version's questions that are least like anything it was trained on, personal data masked.
+def least_familiar(requests: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return the newest version's questions that are least like anything it was trained on.
 
     Args:
-        data_root: Data folder.
         requests: As `recent_requests` returns them.
 
     Returns:
-        At most `MAX_SHOWN` rows: `similarity`, `question`, `asked_at`, `is_abstention`; none where the log has no text.
+        At most `MAX_SHOWN` rows: `similarity`, `request_id`, `asked_at`, `is_abstention`. Their text stays in the log,
+        which forgets it in time.
     """
     if requests.is_empty():
         return []
     newest = requests.filter(pl.col("model_version") == pl.col("model_version").last()).drop_nulls("similarity")
-    rows = []
-    for row in newest.unique("question_hash", keep="last").sort("similarity", "request_id").iter_rows(named=True):
-        asked = find_request(data_root, row["request_id"])
-        if asked is None or asked["question"] is None:
-            break  # one that is not kept speaks for the others: looking for each takes its time
-        rows.append(
-            {name: row[name] for name in ("similarity", "asked_at", "is_abstention")}
-            | {"question": mask_personal_data(asked["question"])[0]}
-        )
-        if len(rows) == MAX_SHOWN:
-            break
-    return rows
+    distinct = newest.unique("question_hash", keep="last", maintain_order=True).sort("similarity", "request_id")
+    return distinct.head(MAX_SHOWN).select("similarity", "request_id", "asked_at", "is_abstention").to_dicts()
 
 
 def drift_image(row: Row) -> str:

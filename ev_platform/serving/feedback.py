@@ -1,7 +1,8 @@
 """What people say of an answer: checked against the request that it is about, and written into the journal.
 
 It is text of strangers and stays that: what becomes of it is decided by a person (`dataset.feedback`). It is kept until
-somebody deletes it, since who gives it wants it to be used; the log's retention is about what people merely asked.
+somebody deletes it, since who gives it wants it to be used; the log's retention is about what people merely asked. What
+a key says of one answer is bounded, since each word of it takes room.
 
 What does not belong here: HTTP (`api`), the limits of its fields (`schemas`), files (`journal`).
 """
@@ -15,29 +16,34 @@ from pathlib import Path
 from typing import Any
 
 from ev_platform.records import Feedback
-from ev_platform.serving import logs
-from ev_platform.serving.journal import Journal, find_request, text_hash
+from ev_platform.serving import logs, metrics
+from ev_platform.serving.journal import Journal, find_request, read_journal, text_hash
 from ev_platform.serving.keys import KeyInfo
 from ev_platform.serving.schemas import ApiError, FeedbackRequest
 from ev_platform.storage import now
 
+MAX_PER_ANSWER = 20
+
 
 def give(data_root: Path, key: KeyInfo, request: FeedbackRequest) -> Feedback:
-    """Keep what somebody says of an answer; later feedback of the same key on the same request replaces it.
+    """Keep what somebody says of an answer; later feedback of the same key on the same answer replaces it.
 
     Args:
         data_root: Data folder.
         key: Under which it comes. It may judge its own requests, an admin key everybody's.
-        request: What is said.
+        request: What is said. Clients choose ids, and may use one twice: where it says the question, the newest request
+            with that question is meant, else the newest.
 
     Returns:
         The row, which survives this process from here on.
 
     Raises:
-        ApiError: 404 if the key made no such request; 422 if nothing was answered in it, or if the question is needed,
-            since the log holds its hash only, and is missing or another one; 503 if it cannot be written down.
+        ApiError: 404 if the key made no such request; 422 if nothing was answered in it, if it was cut off and is
+            praised, if the question is needed, since the log holds its hash only or the request is another
+            key's, and is missing or another one, or if the key has said too much of it; 503 if it cannot be written
+            down.
     """
-    asked = find_request(data_root, request.request_id, None if key.may("admin") else key.key_id)
+    asked = _find(data_root, key, request)
     if asked is None:
         raise ApiError(
             404,
@@ -52,6 +58,21 @@ def give(data_root: Path, key: KeyInfo, request: FeedbackRequest) -> Feedback:
             "nothing_to_judge",
             "request_id",
         )
+    if asked["finish_reason"] == "cancelled" and request.rating == "up":
+        raise ApiError(
+            422,
+            "That answer was cut off before its end: rate it down, with a correction if you like, or ask again.",
+            "answer_incomplete",
+            "rating",
+        )
+    question = _question(data_root, key, asked, request.question)
+    if _n_given(data_root, key, asked, question) >= MAX_PER_ANSWER:
+        raise ApiError(
+            422,
+            f"This key has judged that answer {MAX_PER_ANSWER} times: the last judgement stays.",
+            "too_much_feedback",
+            "request_id",
+        )
     row = Feedback(
         feedback_id=f"fdb_{secrets.token_hex(10)}",
         request_id=request.request_id,
@@ -62,13 +83,14 @@ def give(data_root: Path, key: KeyInfo, request: FeedbackRequest) -> Feedback:
         comment=_text(request.comment),
         task=asked["task"],
         model_version=asked["model_version"],
-        question=_question(data_root, asked, request.question),
+        question=question,
         answer=asked["answer"],
         chunk_ids=asked["chunk_ids"],
     )
     try:
         _journal(data_root.resolve()).add(row)
     except OSError as error:  # such as a full disk
+        metrics.journal_lost("feedback")
         logs.fault("feedback could not be kept", error, request_id=request.request_id)
         raise ApiError(503, "The feedback could not be kept: send it again later.", "feedback_not_kept") from None
     return row
@@ -78,9 +100,32 @@ def _text(text: str | None) -> str | None:
     return text.strip() or None if text else None
 
 
-def _question(data_root: Path, asked: dict[str, Any], told: str | None) -> str:
+def _find(data_root: Path, key: KeyInfo, request: FeedbackRequest) -> dict[str, Any] | None:
+    told = None if request.question is None else text_hash(data_root, request.question)
+    found = find_request(data_root, request.request_id, key.key_id, told)
+    if found is None and key.may("admin"):
+        found = find_request(data_root, request.request_id, None, told)
+    if found is None and told is not None:  # what it is about will be refused for its question
+        found = find_request(data_root, request.request_id, None if key.may("admin") else key.key_id)
+    return found
+
+
+def _n_given(data_root: Path, key: KeyInfo, asked: dict[str, Any], question: str) -> int:
+    same = {"request_id": asked["request_id"], "key_id": key.key_id, "question": question}
+    given = read_journal(data_root, "feedback", asked["asked_at"], lambda rows: rows.filter(**same).select("given_at"))
+    return given.height
+
+
+def _question(data_root: Path, key: KeyInfo, asked: dict[str, Any], told: str | None) -> str:
     """Return the question of a request: from the log, or as it is told once more where the log has its hash only."""
     if told is None:
+        if asked["key_id"] != key.key_id:
+            raise ApiError(
+                422,
+                "That request is another key's, and several keys may use one id: send its question too.",
+                "question_needed",
+                "question",
+            )
         if asked["question"] is None:
             raise ApiError(
                 422,
@@ -103,4 +148,4 @@ def _question(data_root: Path, asked: dict[str, Any], told: str | None) -> str:
 @cache
 def _journal(data_root: Path) -> Journal:
     # One for the life of the process. What it holds when the process ends is in its file, for the next one to roll.
-    return Journal(data_root, "feedback")
+    return Journal(data_root, "feedback", on_fault=lambda _: metrics.journal_fault("feedback"))

@@ -177,21 +177,27 @@ def keep_up(segments: Segments, retention_days: int | None) -> list[date]:
 # ---- reading ----
 
 
-def read_journal(data_root: Path, table: Table, since: datetime | None = None) -> pl.DataFrame:
+def read_journal(
+    data_root: Path,
+    table: Table,
+    since: datetime | None = None,
+    query: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda rows: rows,
+) -> pl.DataFrame:
     """Return the rows of a table, oldest first, what was added a moment ago included.
 
     Args:
         data_root: Data folder.
         table: `requests` or `feedback`.
         since: Only rows of that time or later; with a time zone.
+        query: Says which rows and columns are needed, the time of a row among them: others take no memory.
     """
-    return _query(data_root, table, since, lambda rows: rows)
+    return _retried(lambda: _rows(Segments(data_root, table), table, since, query))
 
 
 def tokens_today(data_root: Path) -> dict[str, int]:
     """Return the tokens, of prompts and answers, that each key has used since midnight UTC, by key id."""
     midnight = now().replace(hour=0, minute=0, second=0, microsecond=0)
-    used = _query(
+    used = read_journal(
         data_root,
         "requests",
         midnight,
@@ -204,17 +210,22 @@ def tokens_today(data_root: Path) -> dict[str, int]:
     return dict(used.group_by("key_id").agg(pl.col("n_tokens").sum()).rows())
 
 
-def find_request(data_root: Path, request_id: str, key_id: str | None = None) -> dict[str, Any] | None:
+def find_request(
+    data_root: Path, request_id: str, key_id: str | None = None, question_hash: str | None = None
+) -> dict[str, Any] | None:
     """Return the newest request of that id, as a row of `requests`; None where there is none, or it was deleted.
 
     Args:
         data_root: Data folder.
         request_id: As it was answered; clients may use their own, and twice.
         key_id: Only a request of that key.
+        question_hash: Only a request with that question.
     """
     wanted = pl.col("request_id") == request_id
     if key_id is not None:
         wanted &= pl.col("key_id") == key_id
+    if question_hash is not None:
+        wanted &= pl.col("question_hash") == question_hash
     return _retried(lambda: _newest(Segments(data_root, "requests"), request_id, wanted))
 
 
@@ -239,12 +250,6 @@ def _bytes_of(journal: Path) -> bytes:
         return journal.read_bytes()
     except FileNotFoundError:  # rolled long ago and removed just now: its Parquet file has the rows
         return b""
-
-
-def _query(
-    data_root: Path, table: Table, since: datetime | None, query: Callable[[pl.LazyFrame], pl.LazyFrame]
-) -> pl.DataFrame:
-    return _retried(lambda: _rows(Segments(data_root, table), table, since, query))
 
 
 def _retried(read: Callable[[], T]) -> T:

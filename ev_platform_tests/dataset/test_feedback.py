@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ev_platform.dataset.feedback import accepted_examples, collect_candidates, decided_candidates, find_unsound
+from ev_platform.dataset.review import export_feedback, read_review
 from ev_platform.records import Chunk, FeedbackCandidate, Review, to_frame
 from ev_platform.tasks.types import get_task_type
 from ev_platform_tests.serving.rows import judged
@@ -70,6 +71,30 @@ def test_later_feedback_of_a_key_on_a_request_replaces_the_earlier_one():
     assert (one["kind"], other["kind"]) == ("liked", "corrected")
 
 
+def test_feedback_on_two_questions_under_one_id_is_of_two_requests():
+    rows = [said(1), said(2, request_id="req_1", question="Who tests the RCD?", correction="An electrician.")]
+    found = collect(*rows)
+    assert found["question"].to_list() == [QUESTION, "Who tests the RCD?"]
+    assert found.select("feedback_id", "key_id").rows() == [("f1", "00000001"), ("f2", "00000001")]
+
+
+def test_sheet_and_table_of_what_nobody_has_read_are_for_their_owner_only(store, tmp_path):
+    found, sheet = collect(said(1)), tmp_path / "sheet.csv"
+    record = store.publish("feedback_candidates", "tiny", found)
+    pages = to_frame("clean_documents", [])
+    export_feedback(found, NO_REVIEWS, CHUNKS, pages, sheet, n=1, seed=1)
+    table = store.root / "tables" / "feedback_candidates" / "tiny" / f"{record.version}.parquet"
+    assert [file.stat().st_mode & 0o777 for file in (sheet, table)] == [0o600, 0o600]
+
+
+def test_question_with_a_null_byte_can_be_reviewed(tmp_path):
+    found, sheet = collect(said(1, question="Which\0 plug?", correction="Type 2\0")), tmp_path / "sheet.csv"
+    assert "\0" not in str(found.to_dicts())
+    export_feedback(found, NO_REVIEWS, CHUNKS, to_frame("clean_documents", []), sheet, n=1, seed=1)
+    sheet.write_text(sheet.read_text("utf-8-sig").replace(",feedback,,", ",feedback,accept,"))
+    assert read_review(sheet, found, AT, "Ada")["decision"].to_list() == ["accept"]
+
+
 def test_same_proposal_of_several_is_one_candidate_that_counts_them():
     rows = [said(n, key_id=f"0000000{n}", comment=f"comment {n}") for n in (1, 2)]
     rows += [said(3, key_id="00000003", rating="up", correction=None), said(4, key_id="00000001")]
@@ -116,6 +141,8 @@ def candidate(answer="32 A.", question=QUESTION, chunk_ids=("chk_manual", "chk_c
         "request_ids": ["req_1"],
         "model_version": "fake_task@3",
         "given_at": AT,
+        "feedback_id": "f1",
+        "key_id": "00000001",
     }
     return FeedbackCandidate(**fields | changes)
 

@@ -5,6 +5,7 @@ import io
 import itertools
 import re
 import shutil
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import duckdb
@@ -18,7 +19,7 @@ from ev_platform.retrieval import embed_chunks
 from ev_platform.serving.journal import Journal
 from ev_platform.tasks import get_task
 from ev_platform_tests.serving.fakes import CHUNKS, fake_release
-from ev_platform_tests.serving.rows import judged
+from ev_platform_tests.serving.rows import judged, served
 from ev_platform_tests.serving.server import Server
 from ev_platform_tests.serving.web import SayingEngine
 from ev_platform_tests.test_graph import Workspace
@@ -131,11 +132,16 @@ def tell(workspace, question, rating="down", **fields):
     number = next(NUMBERS)
     row = judged(
         f"fdb_{number}",
-        request_id=f"req_{number}",
         task="tiny",
         question=question,
         rating=rating,
-        **{"answer": "32 A", "correction": None, "chunk_ids": ["chk_cable", "chk_manual"]} | fields,
+        **{
+            "request_id": f"req_{number}",
+            "answer": "32 A",
+            "correction": None,
+            "chunk_ids": ["chk_cable", "chk_manual"],
+        }
+        | fields,
     )
     journal = Journal(workspace.store.root, "feedback")
     journal.add(row)
@@ -289,6 +295,40 @@ def test_row_without_an_answer_cannot_be_accepted(workspace):
     with pytest.raises(AssertionError, match="there is no answer yet: write edit and the right one into edited_answer"):
         review(workspace, lambda row: {"decision": "accept"})
     assert workspace.read("reviews").is_empty()
+
+
+def test_decision_on_what_its_author_took_back_meanwhile_counts_with_the_rest_of_the_sheet(workspace):
+    cable = tell(workspace, "For what current are Mode 3 cables rated?", "up")
+    rcd = tell(workspace, "How often is the RCD tested?", correction="every three months")
+
+    def decide(row):
+        if row["request_id"] == cable:
+            tell(workspace, row["question"], "down", request_id=cable)
+            take_up(workspace)
+        return {"decision": "accept"}
+
+    review(workspace, decide)
+    made, rejected = take_up(workspace)
+    assert ({row["request_id"] for row in made}, rejected) == ({cable, rcd}, [])
+
+
+def test_another_key_s_request_of_the_same_id_does_not_take_over_the_trace(workspace):
+    at, journal = datetime.now(UTC) - timedelta(minutes=2), Journal(workspace.store.root, "requests")
+    asked, mine = "How often is the RCD tested?", {"task": "tiny", "answer": "32 A"}
+    journal.add(served("mine", at, question=asked, **mine))
+    journal.add(served("mine", at + timedelta(seconds=5), question="Another?", **mine))
+    journal.add(served("mine", at + timedelta(seconds=9), key_id="mallory", question="MALLORY?", **mine))
+    journal.add(served("mine", at + timedelta(seconds=9), key_id="mallory", question=asked, route="MALLORY", **mine))
+    journal.close()
+    tell(workspace, asked, correction="every three months", request_id="mine")
+    review(workspace, lambda row: {"decision": "accept"})
+    tell(workspace, "MALLORY?", "up", request_id="mine", key_id="mallory", comment="MALLORY")
+    assert {"training_set"} <= run(workspace)
+    with duckdb.connect(str(workspace.store.rebuild_catalogue()), read_only=True) as catalogue:
+        found = catalogue.execute(
+            "SELECT asked_question, asked_at, route, key_id, rating, comment FROM feedback_sources"
+        ).fetchall()
+    assert found == [(asked, at, "/v1/answers", "00000001", "down", None)]
 
 
 def test_sheet_has_what_is_undecided_only_and_is_refused_without_any(workspace):

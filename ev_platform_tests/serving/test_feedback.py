@@ -11,7 +11,7 @@ from ev_platform.serving.feedback import give
 from ev_platform.serving.journal import Journal, read_journal, text_hash
 from ev_platform.serving.keys import create_key, list_keys
 from ev_platform.serving.schemas import ApiError, FeedbackRequest
-from ev_platform_tests.serving.rows import served
+from ev_platform_tests.serving.rows import figure, served, wait_for
 
 QUESTION = "What are Mode 3 cables rated for?"
 
@@ -77,10 +77,36 @@ def test_key_judges_its_own_requests_only_and_an_admin_key_those_of_all(root):
     log(root)
     assert refusal(root, "bob") == (404, "request_not_found", "request_id")
     assert refusal(root, request_id="req_2") == (404, "request_not_found", "request_id")
-    assert told(root, "admin").key_id == key_of(root, "admin").key_id
-    # Two people may send the same id with their requests.
+    # Two people may send the same id with their requests: the question tells which is meant.
+    assert refusal(root, "admin") == (422, "question_needed", "question")
+    assert told(root, "admin", question=QUESTION).key_id == key_of(root, "admin").key_id
     log(root, "bob", question="Another?", question_hash=text_hash(root, "Another?"), answer="5")
     assert (told(root, "bob").answer, told(root, "ann").answer) == ("5", "32 A.")
+    assert told(root, "admin", question=QUESTION).answer == "32 A."
+
+
+def test_question_tells_which_of_a_key_s_requests_of_one_id_is_judged(root):
+    log(root)
+    log(root, question="Another?", question_hash=text_hash(root, "Another?"), answer="5")
+    assert (told(root, question=QUESTION).answer, told(root).answer) == ("32 A.", "5")
+
+
+def test_what_was_left_in_the_middle_can_be_corrected_and_not_praised(root):
+    log(root, status=499, finish_reason="cancelled")
+    assert refusal(root, rating="up") == (422, "answer_incomplete", "rating")
+    assert told(root, correction="32 A.").rating == "down"
+
+
+def test_answer_is_judged_so_often_and_no_more(root, monkeypatch):
+    monkeypatch.setattr(feedback, "MAX_PER_ANSWER", 2)
+    log(root)
+    log(root, "bob")
+    told(root), told(root)
+    assert refusal(root) == (422, "too_much_feedback", "request_id")
+    told(root, "bob")
+    log(root)  # asked again
+    told(root)
+    assert read_journal(root, "feedback").height == 4
 
 
 @pytest.mark.parametrize("changes", [{"answer_hash": None}, {"model_version": None}, {"task": None}])
@@ -111,7 +137,18 @@ def test_feedback_that_cannot_be_written_is_not_said_to_be_kept(root, monkeypatc
     def full(handle, data):
         raise OSError(errno.ENOSPC, "no space left")
 
+    before = figure("ev_journal_lost_rows_total", table="feedback")
     monkeypatch.setattr(os, "write", full)
     assert refusal(root) == (503, "feedback_not_kept", None)
     monkeypatch.undo()
     assert read_journal(root, "feedback").height == 1
+    assert figure("ev_journal_lost_rows_total", table="feedback") == before + 1
+
+
+def test_fault_of_the_journal_s_upkeep_is_counted(root):
+    log(root)
+    before = figure("ev_journal_faults_total", table="feedback")
+    (root / "serving" / "feedback").mkdir()
+    (root / "serving" / "feedback" / "empty").touch()  # where a folder has to be
+    told(root)
+    wait_for(lambda: figure("ev_journal_faults_total", table="feedback") > before)

@@ -10,6 +10,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
+import polars as pl
 import pytest
 
 from ev_platform.serving.journal import Journal, find_request, read_journal, text_hash, tokens_today
@@ -210,6 +211,16 @@ def test_request_is_found_by_its_id_in_journals_and_in_parquet(tmp_path, open_jo
     assert find_request(tmp_path, "new_3", "00000001") is None
     assert find_request(tmp_path, "new_") is None
     assert find_request(tmp_path, "old_9") is None
+
+
+def test_only_what_is_asked_for_is_read(tmp_path, open_journal):
+    journal = open_journal()
+    for request_id in "ab":
+        journal.add(served(request_id))
+    found = read_journal(
+        tmp_path, "requests", query=lambda rows: rows.filter(pl.col("request_id") == "b").select("asked_at", "key_id")
+    )
+    assert (found.columns, found.height) == (["asked_at", "key_id"], 1)
 
 
 def test_request_found_is_the_newest_of_its_id(tmp_path, open_journal):

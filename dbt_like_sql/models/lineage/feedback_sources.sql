@@ -11,6 +11,11 @@ accepted AS (
         c.kind,
         c.model_version,
         c.request_ids,
+        c.example_id AS candidate_id,
+        c.chunk_ids AS given_chunk_ids,
+        c.feedback_id,
+        c.key_id,
+        c.given_at,
         string_agg(DISTINCT r.reviewer, ', ' ORDER BY r.reviewer) AS reviewer,
         max(r.reviewed_at) AS reviewed_at
     FROM trained AS t
@@ -20,16 +25,20 @@ accepted AS (
     GROUP BY ALL
 ),
 said AS (
-    SELECT DISTINCT ON (request_id) request_id, key_id, rating, correction, comment, given_at
-    FROM feedback
-    WHERE request_id IN (SELECT request_id FROM trained)
-    ORDER BY request_id, given_at DESC
+    SELECT a.task, a.candidate_id, f.question, f.rating, f.correction, f.comment, f.given_at
+    FROM accepted AS a
+    JOIN feedback AS f ON f.feedback_id = a.feedback_id
 ),
 asked AS (
-    SELECT DISTINCT ON (request_id) request_id, asked_at, route, question, answer, chunk_ids
-    FROM requests
-    WHERE request_id IN (SELECT request_id FROM trained)
-    ORDER BY request_id, asked_at DESC
+    -- Clients choose request ids: another key may have used the same one. An administrator's judgement alone is of a
+    -- request of another key.
+    SELECT DISTINCT ON (a.task, a.candidate_id) a.task, a.candidate_id, r.asked_at, r.route, r.question, r.answer
+    FROM accepted AS a
+    JOIN requests AS r ON r.request_id = a.request_id AND r.model_version = a.model_version
+        AND r.chunk_ids = a.given_chunk_ids AND r.asked_at <= a.given_at
+    LEFT JOIN said AS f ON f.task = a.task AND f.candidate_id = a.candidate_id
+    WHERE f.question IS NULL OR r.question IS NULL OR r.question = f.question
+    ORDER BY a.task, a.candidate_id, r.key_id = a.key_id DESC, r.asked_at DESC
 )
 SELECT
     a.task,
@@ -48,13 +57,13 @@ SELECT
     q.route,
     q.question AS asked_question,
     q.answer AS given_answer,
-    q.chunk_ids AS given_chunk_ids,
-    f.key_id,
+    a.given_chunk_ids,
+    a.key_id,
     f.rating,
     f.correction,
     f.comment,
     f.given_at
 FROM accepted AS a
-LEFT JOIN asked AS q ON q.request_id = a.request_id
-LEFT JOIN said AS f ON f.request_id = a.request_id
+LEFT JOIN asked AS q ON q.task = a.task AND q.candidate_id = a.candidate_id
+LEFT JOIN said AS f ON f.task = a.task AND f.candidate_id = a.candidate_id
 ORDER BY a.task, a.reviewed_at, a.example_id
