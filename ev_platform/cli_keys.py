@@ -45,8 +45,9 @@ def create(
         ),
     ] = None,
     expires: Annotated[
-        str, typer.Option(help="When it ends: 90d, 12h, or a date (from its first minute UTC). Never by default.")
-    ] = "",
+        str | None,
+        typer.Option(help="When it ends: 90d, 12h, or a date (from its first minute UTC). Never by default."),
+    ] = None,
     requests_per_minute: Requests = None,
     concurrent_requests: Concurrent = None,
     tokens_per_day: Tokens = None,
@@ -61,7 +62,7 @@ def create(
         get_settings().data_root,
         name,
         scopes=scope or DEFAULT_SCOPES,
-        expires_at=_to_time(expires) if expires else None,
+        expires_at=None if expires is None else _to_time(expires),
         limits=to_limits(_to_changes(requests_per_minute, concurrent_requests, tokens_per_day)),
     )
     # The bare key on stdout, so that it can be captured: KEY=$(ev-platform keys create laptop)
@@ -132,9 +133,9 @@ def _to_time(text: str) -> datetime:
         return datetime.now(UTC) + timedelta(**{"days" if span[2] == "d" else "hours": int(span[1])})
     try:
         time = datetime.fromisoformat(text)
-    except ValueError:
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # the second in the year 1 or 9999
         raise UserError(f"--expires {text[:40]!r} is no time: write 90d, 12h, or a date such as 2027-03-31.") from None
-    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _to_changes(*texts: str | None) -> dict[str, int | None]:

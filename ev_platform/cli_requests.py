@@ -90,13 +90,18 @@ def _question(row: dict[str, Any], n_chars: int) -> str:
 def _summary(rows: pl.DataFrame, where: str) -> str:
     import polars as pl
 
-    answered = rows.filter(pl.col("model_version").is_not_null())
+    # A stream that broke had its status by then, and one that was left has a model too.
+    is_whole = (pl.col("status") == 200) & pl.col("error").is_null()
+    answered = rows.filter(is_whole & pl.col("model_version").is_not_null())
     counts = [
         (answered.height, "answered"),
         (int(answered["is_abstention"].sum() or 0), "of them with an abstention"),
         (rows.filter(pl.col("status").is_between(400, 498)).height, "refused"),
         (rows.filter(pl.col("status") == 499).height, "left"),
-        (rows.filter(pl.col("status") >= 500).height, "failed or turned away"),
+        (
+            rows.filter((pl.col("status") >= 500) | ((pl.col("status") == 200) & ~is_whole)).height,
+            "failed or turned away",
+        ),
     ]
     said = ", ".join(f"{n} {what}" for n, what in counts if n)
     times = answered["total_ms"]

@@ -52,6 +52,8 @@ def test_end_is_a_span_or_a_date(data, text, ends):
     ("arguments", "told"),
     [
         (("create", "a", "--expires", "soon"), "--expires 'soon' is no time: write 90d, 12h, or a date"),
+        (("create", "a", "--expires", ""), "--expires '' is no time"),
+        (("create", "a", "--expires", "0001-01-01T00:00+14:00"), "is no time"),
         (("create", "a", "--expires", "0d"), "which is past"),
         (("create", "a", "--expires", "2020-01-01"), "2020-01-01 00:00 UTC, which is past"),
         (("create", "a", "--scope", "root"), "('root') must be one or more of query, feedback, admin"),

@@ -38,7 +38,8 @@ def test_show_prints_the_newest_last_and_what_they_add_up_to(log):
         served("first", NOW - timedelta(minutes=3), total_ms=100.0),
         served("second", NOW - timedelta(minutes=2), total_ms=300.0, is_abstention=True),
         served("third", NOW - timedelta(minutes=1), status=503, error="overloaded", model_version=None),
-        served("fourth", NOW, status=499, error="client_left", model_version=None, n_completion_tokens=None),
+        served("fourth", NOW, status=499, error="client_left", total_ms=9e6, is_abstention=True),
+        served("fifth", NOW, error="timeout", total_ms=9e6),
     )
     done = invoke("show")
     assert done.exit_code == 0, done.output
@@ -54,7 +55,7 @@ def test_show_prints_the_newest_last_and_what_they_add_up_to(log):
     assert "503" in rows["third"]
     assert "overloaded" in rows["third"]
     assert lines[-1] == (
-        "4 requests in the last 1d: 2 answered, 1 of them with an abstention, 1 left, 1 failed or turned away. "
+        "5 requests in the last 1d: 2 answered, 1 of them with an abstention, 1 left, 2 failed or turned away. "
         "Half of the answers took up to 200 ms, 95 % up to 300 ms."
     )
 

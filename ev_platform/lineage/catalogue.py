@@ -153,6 +153,8 @@ def show_query(store: Store, sql: str, *, max_rows: int, max_width: int) -> None
     """
     if not store.catalogue.exists():
         raise UserError(f"There is no catalogue in {store.root}: run `ev-platform run` first.")
+    if _lacks_views(store):  # it was built by an older version of the platform
+        build_catalogue(store)
     with duckdb.connect(str(store.catalogue), read_only=True) as connection:
         try:
             relation = connection.sql(sql)
@@ -161,6 +163,12 @@ def show_query(store: Store, sql: str, *, max_rows: int, max_width: int) -> None
             relation.show(max_rows=max_rows, max_width=max_width)
         except duckdb.Error as error:
             raise UserError(f"DuckDB: {' '.join(str(error).split())}") from error
+
+
+def _lacks_views(store: Store) -> bool:
+    wanted = {*TABLES, *(f"{table}{HISTORY}" for table in TABLES), *SERVED, *(model.name for model in load_models())}
+    found = rows_of(store, "SELECT view_name FROM duckdb_views() WHERE NOT internal", [])
+    return not wanted <= {name for (name,) in found}
 
 
 def rows_of(store: Store, sql: str, parameters: list[object]) -> list[tuple]:

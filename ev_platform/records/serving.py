@@ -22,7 +22,7 @@ class ServedRequest:
     error: str | None  # code of a refusal or failure
     is_streamed: bool
     task: str | None
-    model: str | None  # as it was asked for
+    model: str | None  # as it was asked for; None where nothing of that name is served
     model_version: str | None
     question: str | None  # None where the configuration says so
     question_hash: str | None  # keyed BLAKE2b, so that equal questions can be counted without their text
@@ -30,11 +30,11 @@ class ServedRequest:
     answer_hash: str | None
     chunk_ids: list[str]  # what the answer was made from, best first
     scores: list[float]  # cosine of the question and each of them
-    is_abstention: bool | None
+    is_abstention: bool | None  # whether the answer is the task's sentence for "no answer"
     similarity: float | None  # cosine of the question and the nearest one trained on
     n_prompt_tokens: int | None
     n_completion_tokens: int | None
-    finish_reason: str | None
+    finish_reason: str | None  # cancelled: what a client had of a stream that it left, or that broke
     batch_size: int | None
     queue_ms: float | None
     retrieve_ms: float | None

@@ -43,7 +43,8 @@ def create_api(backend: Backend, data_root: Path, config: ServingConfig) -> Fast
         config: Limits.
     """
     # The interactive pages load scripts from other hosts; the description itself is a route below.
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    # A path with a slash too many is not found: a redirect would name the host and scheme that the client claims.
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     # The last one added is the outermost.
     app.add_middleware(Gate, data_root=data_root)
     app.add_middleware(Faults)

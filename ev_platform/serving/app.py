@@ -22,6 +22,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from ev_platform.serving import logs
 from ev_platform.serving.api import create_api
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.exchange import Ask, Delta, Described, Found, Reply
@@ -57,6 +58,7 @@ class ModelServer:
     """
 
     async def __init__(self, load: Loader, data_root: Path, tasks_dir: Path, model: str, config: ServingConfig) -> None:
+        logs.keep(data_root)
         self._model = model
         self._live: LiveRelease = await open_release(sparing(load), data_root, tasks_dir, model, config)
         self._following = asyncio.create_task(self._live.follow())
@@ -220,6 +222,7 @@ class Gateway:
     """The one process that speaks HTTP, counts what keys use and writes the request log."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle], data_root: Path, config: ServingConfig) -> None:
+        logs.keep(data_root, rotates=True)
         self._api = create_api(RayBackend(handles, config), data_root, config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -161,7 +161,7 @@ def _model(name: str, served: Described | ApiError) -> str:
     if isinstance(served, ApiError):
         return f"`{name}` does not answer now."
     told = (
-        f"`{name}` is {served.model_version} ({served.task_type}). {served.instructions}\n\nThe cap of its "
+        f"`{name}` is {served.model_version} ({served.task_type}). The cap of its "
         f"`max_tokens` is {served.max_new_tokens}, prompt and answer together have room for {served.window} tokens."
     )
     return told + (f" Its labels: {', '.join(served.labels)}." if served.labels else "")

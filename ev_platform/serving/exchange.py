@@ -85,12 +85,13 @@ class Reply:
 
     Attributes:
         text: The answer; the task's sentence for "no answer" where the model abstains.
-        finish_reason: `stop` or `length`; `cancelled` of what a client had of a stream that it left.
+        finish_reason: `stop` or `length`; `cancelled` of what a client had of a stream that it left, or that broke.
         model_version: What answered.
         citations: What it was given, best first; also where it abstains.
         n_prompt_tokens: 0 where nothing was generated.
         n_completion_tokens: 0 where nothing was generated.
-        is_abstention: No passage was near enough to the question, so that nothing was generated.
+        is_abstention: Its text is the task's sentence for "no answer": no passage was near enough to the question, so
+            that nothing was generated, or the model itself says that the passages do not hold the answer.
         similarity: Cosine of the question and the nearest question that the model was trained on; None where there is
             none to compare with.
         label: Of a classification task; None elsewhere, and where the text is none of the labels.

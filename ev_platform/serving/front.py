@@ -8,21 +8,32 @@ What does not belong here: what a request must pass before it reaches a route; t
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ev_platform.serving import logs
+from ev_platform.serving.faults import refusal_of
 from ev_platform.serving.gate import error_response
 from ev_platform.serving.schemas import REQUEST_ID, ApiError
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
 
-# By these, Serve lets a client steer the proxy.
-_STEERING = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
+# By these, Serve lets a client steer the proxy and its choice of a replica; it takes `_` for `-`.
+_STEERING = frozenset(
+    {
+        b"x-request-timeout-seconds",
+        b"x-request-disconnect-disabled",
+        b"x-session-id",
+        b"serve-multiplexed-model-id",
+    }
+)
 
 
 class Front:
@@ -54,21 +65,31 @@ class Front:
 
         refusal = _refuse(scope)
         if refusal is None:
-            headers = [header for header in scope["headers"] if header[0] not in _STEERING]
-            await self._app({**scope, "headers": headers}, receive, send_own_form)
+            headers = [(name, value) for name, value in scope["headers"] if _plain(name) not in _STEERING]
+            try:
+                await self._app({**scope, "headers": headers}, receive, send_own_form)
+            except Exception as error:
+                if has_begun:
+                    raise
+                refusal = refusal_of(error)
             if has_begun:
                 return
-            refusal = ApiError(503, "The server is being started: try again.", "unavailable", retry_after_s=5)
+            refusal = refusal or ApiError(
+                503, "The server is being started: try again.", "unavailable", retry_after_s=5
+            )
         response = error_response(refusal)
         response.headers["x-request-id"] = str(uuid.uuid4())
         await response(scope, receive, send)
 
 
+def _plain(name: bytes) -> bytes:
+    return name.lower().replace(b"_", b"-")
+
+
 def _refuse(scope: Scope) -> ApiError | None:
     if scope["path"].startswith("/-/"):
         return ApiError(404, "Not Found.", "not_found")
-    request_id = Headers(scope=scope).get("x-request-id")
-    if request_id is not None and not re.fullmatch(REQUEST_ID, request_id):
+    if not all(re.fullmatch(REQUEST_ID, request_id) for request_id in Headers(scope=scope).getlist("x-request-id")):
         # The proxy would stumble over some of them.
         message = "The header x-request-id must be 1 to 64 of A-Z, a-z, 0-9, _, . and -: change it or leave it out."
         return ApiError(400, message, "invalid_value", "x-request-id")
@@ -79,4 +100,5 @@ def middlewares() -> list[Middleware]:
     """Return what Serve's proxy is to be wrapped in; Serve calls it by its name."""
     from starlette.middleware import Middleware
 
+    logs.keep(Path(os.environ[logs.DATA_VARIABLE]))
     return [Middleware(Front)]

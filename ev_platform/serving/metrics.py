@@ -62,8 +62,8 @@ _queue = Histogram(
 _retrieve = Histogram("ev_retrieve_seconds", "Finding passages.", _MODEL, buckets=_QUEUE_S, registry=REGISTRY)
 _batch = Histogram("ev_batch_size", "Prompts completed together, by prompt.", _MODEL, buckets=_BATCH, registry=REGISTRY)
 _tokens = Counter("ev_tokens", "Tokens of prompts and of answers.", (*_MODEL, "kind"), registry=REGISTRY)
-_answers = Counter("ev_answers", "Answers, abstentions included.", _MODEL, registry=REGISTRY)
-_abstentions = Counter("ev_abstentions", "Answers that no passage was near enough for.", _MODEL, registry=REGISTRY)
+_answers = Counter("ev_answers", "Whole answers, abstentions included.", _MODEL, registry=REGISTRY)
+_abstentions = Counter("ev_abstentions", "Answers that say that the passages hold none.", _MODEL, registry=REGISTRY)
 _top_score = Histogram(
     "ev_retrieval_top_score",
     "Cosine of the question and its best passage.",
@@ -91,6 +91,7 @@ _faults = Counter("ev_journal_faults", "Failures to roll, compact or delete.", (
 for _table in ("requests", "feedback"):
     _lost.labels(_table)  # at 0 from the start: an increase from nothing is none to Prometheus
     _faults.labels(_table)
+_errors.labels("internal_error")
 _codes: set[str] = set()
 _tasks: set[str] = set()
 
@@ -124,10 +125,12 @@ def answered(
 
 def _observe(reply: Reply) -> None:
     model = (reply.model_version.rpartition("@")[0], reply.model_version)
-    _answers.labels(*model).inc()
-    _abstentions.labels(*model).inc(int(reply.is_abstention))
     _tokens.labels(*model, "prompt").inc(reply.n_prompt_tokens)
     _tokens.labels(*model, "completion").inc(reply.n_completion_tokens)
+    if reply.finish_reason == "cancelled":
+        return  # it was generated, and is no answer
+    _answers.labels(*model).inc()
+    _abstentions.labels(*model).inc(int(reply.is_abstention))
     if reply.batch_size:
         _batch.labels(*model).observe(reply.batch_size)
         _queue.labels(*model).observe(reply.queue_ms / 1000)

@@ -87,8 +87,8 @@ class Models:
             ApiError: 404 if it stands for none, 400 if its type is asked by another route, 503 if it does not answer.
         """
         seen = seen_of(request)
-        seen.model = asked
         name, version = await self._resolve(asked)
+        seen.model = asked  # not before: of a name that is none, the log would keep whatever it says
         served = await self._backend.describe(name)  # which waits where a replica is being replaced
         seen.task = served.task
         right = _ROUTES[served.task_type]

@@ -37,7 +37,7 @@ class Seen:
 
     Attributes:
         task: Of the served model it is for; never a text of the client's, since it becomes a label.
-        model: As the client asked for it.
+        model: As the client asked for it; only what is the name of a served one, since it is kept as text.
         question: As the client asked it.
         is_streamed: Whether the answer is sent piece by piece.
         reply: The whole answer.

@@ -219,7 +219,7 @@ class ExtractResponse(_Told):
 class FeedbackResponse(BaseModel):
     """Under which id the feedback is kept."""
 
-    id: str = Field(examples=["fbk_3f0c9d1e2a4b5c6d"])
+    id: str = Field(examples=["fdb_3f0c9d1e2a4b5c6d"])
 
 
 def usage(reply: exchange.Reply) -> Usage:

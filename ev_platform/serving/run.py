@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ev_platform.errors import UserError
-from ev_platform.serving import keys
+from ev_platform.serving import keys, logs
 from ev_platform.serving.config import ServingConfig
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def serving(
             "`ev-platform keys create NAME`."
         )
     endpoint.check()
-    with _local_ray(n_processes=len(models) * replicas) as n_cpus:
+    with _local_ray(data_root, n_processes=len(models) * replicas) as n_cpus:
         from ray import serve as ray_serve
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -186,12 +186,13 @@ def check_address(host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def _local_ray(n_processes: int) -> Iterator[int]:
+def _local_ray(data_root: Path, n_processes: int) -> Iterator[int]:
     """Start Ray on this machine only; yield its number of CPUs."""
     # Read when Ray is imported, and inherited by all it starts.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # elsewhere too: Ray then listens on loopback only
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "ev_platform.serving.front.middlewares"
+    os.environ[logs.DATA_VARIABLE] = str(data_root)
     # By default the proxy is killed where it is not ready within 5 seconds, as on a machine that loads models.
     os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "120"
     os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "60"

@@ -61,16 +61,23 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._pieces.close()
-            seen = seen_of(self._request)
-            if seen.reply is None:  # what a client has had before it left is logged, and counts for its quota
-                seen.reply = Reply(
-                    text="".join(self._written),
-                    finish_reason="cancelled",
-                    model_version=self._found.model_version,
-                    citations=self._found.citations,
-                    n_prompt_tokens=self._found.n_prompt_tokens,
-                    n_completion_tokens=len(self._written) - 1,  # a piece is a token, or a few that make a character
-                )
+            self._tell_what_it_has()
+
+    def _tell_what_it_has(self) -> None:
+        """Let what a client has had of an answer that was cut be logged, and count for its quota."""
+        seen = seen_of(self._request)
+        if seen.reply is None:
+            does_abstain = self._found.n_prompt_tokens == 0
+            seen.reply = Reply(
+                text="".join(self._written),
+                finish_reason="cancelled",
+                model_version=self._found.model_version,
+                citations=self._found.citations,
+                n_prompt_tokens=self._found.n_prompt_tokens,
+                # A piece is a token, or a few that make a character.
+                n_completion_tokens=0 if does_abstain else len(self._written) - 1,
+                is_abstention=does_abstain,
+            )
 
     async def _events(self, first: Found, write: Callable[[Piece], Iterable[bytes]]) -> AsyncIterator[bytes]:
         seen = seen_of(self._request)
@@ -92,4 +99,5 @@ class EventStream(StreamingResponse):
         except Exception as error:
             refusal = refusal_of(error, self._request.state.request_id)
             seen.error = refusal.code
+            self._tell_what_it_has()  # with the last event the request is over
             yield event(bytes(error_response(refusal).body).decode(), self._error_event)

@@ -74,7 +74,7 @@ def add_tasks(app: FastAPI, models: Models, keyed: list[Any]) -> None:
             return AnswerResponse(
                 **_head(chosen, reply, started),
                 answer=reply.text,
-                abstained=_abstained(chosen, reply),
+                abstained=reply.is_abstention,
                 citations=numbered(reply.citations),
             )
 
@@ -118,20 +118,14 @@ def add_tasks(app: FastAPI, models: Models, keyed: list[Any]) -> None:
         started = time.perf_counter()
         chosen = await models.choose(request, body.model, "/v1/extract")
         reply = await models.answer(request, chosen, chosen.ask(body.question, context=body.context))
-        is_abstention = _abstained(chosen, reply)
-        start = -1 if is_abstention or not reply.text else body.context.find(reply.text)
+        start = -1 if reply.is_abstention or not reply.text else body.context.find(reply.text)
         return ExtractResponse(
             **_head(chosen, reply, started),
             answer=reply.text,
-            abstained=is_abstention,
+            abstained=reply.is_abstention,
             start=start if start >= 0 else None,
             end=start + len(reply.text) if start >= 0 else None,
         )
-
-
-def _abstained(chosen: Chosen, reply: Reply) -> bool:
-    """Return whether nothing was near enough, or the model itself said that the passages do not hold the answer."""
-    return reply.is_abstention or reply.text == chosen.served.no_answer
 
 
 def _head(chosen: Chosen, reply: Reply, started: float) -> dict[str, Any]:

@@ -232,6 +232,7 @@ class Worker:
             citations=prepared.citations,
             n_prompt_tokens=completion.n_prompt_tokens,
             n_completion_tokens=completion.n_completion_tokens,
+            is_abstention=completion.text == self.release.no_answer,
             similarity=prepared.similarity,
             label=self._labels.get(plain_label(completion.text)),
             queue_ms=prepared.waited_ms + generated.queue_ms,

@@ -153,3 +153,10 @@ def test_promtool_accepts_the_configuration_and_the_rules_do_as_they_should(tmp_
             ["promtool", *command], cwd=tmp_path / "monitoring", capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_shares_count_the_same_routes_above_and_below():
+    for rule in rules():
+        counted = [s for s in selectors(rule["expr"]) if s.name == "ev_requests_total"]
+        routes = {str([m.value for m in s.matchers.matchers if m.name == "route"]) for s in counted}
+        assert len(routes) <= 1, rule["alert"]

@@ -6,7 +6,7 @@ import duckdb
 import polars as pl
 import pytest
 
-from ev_platform.lineage.catalogue import rows_of
+from ev_platform.lineage.catalogue import rows_of, show_query
 from ev_platform.records import SERVED, schema_of, to_frame
 from ev_platform.serving import segments as files
 from ev_platform.serving.journal import Journal, keep_up, read_journal
@@ -160,6 +160,8 @@ def test_days_add_up_what_was_served_and_said(catalogue):
     requests.add(served("b", NOW, total_ms=300.0, is_abstention=True))
     requests.add(served("c", NOW, route="/v1/models", task=None, model_version=None))
     requests.add(served("d", NOW, status=503, model_version=None, is_abstention=None, n_prompt_tokens=None))
+    requests.add(served("e", NOW, status=499, error="client_left", total_ms=9e6))
+    requests.add(served("f", NOW, error="timeout", total_ms=9e6))
     feedback.add(judged("f1", NOW, request_id="a", rating="down"))
     feedback.add(judged("f2", NOW + timedelta(seconds=1), request_id="a", rating="up"))
     found = rows_of(
@@ -171,6 +173,15 @@ def test_days_add_up_what_was_served_and_said(catalogue):
     requests.close()
     feedback.close()
     assert found == [
-        ("fake_task", "fake_task@3", NOW.date(), 2, 0, 1, 1, 0, 200.0, 200),
-        ("fake_task", None, NOW.date(), 1, 1, 0, 0, 0, 130.0, None),
+        ("fake_task", "fake_task@3", NOW.date(), 4, 1, 1, 1, 0, 200.0, 400),
+        ("fake_task", None, NOW.date(), 1, 1, 0, 0, 0, None, None),
     ]
+
+
+def test_catalogue_of_an_older_platform_gets_the_views_that_it_lacks(catalogue, capsys):
+    catalogue.catalogue.chmod(0o644)
+    with duckdb.connect(str(catalogue.catalogue)) as connection:
+        connection.execute("DROP VIEW serving_days")
+    show_query(catalogue, "SELECT count(*) AS n_days FROM serving_days", max_rows=5, max_width=80)
+    assert "n_days" in capsys.readouterr().out
+    assert catalogue.catalogue.stat().st_mode & 0o222 == 0

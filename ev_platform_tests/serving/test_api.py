@@ -8,6 +8,7 @@ import pytest
 
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.gate import MAX_BODY_BYTES
+from ev_platform.serving.journal import read_journal
 from ev_platform.serving.keys import create_key
 from ev_platform.serving.schemas import ApiError
 from ev_platform_tests.serving.server import QUESTION, Server, error_of
@@ -40,6 +41,8 @@ def test_body_that_is_not_json_is_refused(server, content):
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("POST", "/healthz", 405, "method_not_allowed"),
+        ("GET", "/healthz/", 404, "not_found"),
+        ("GET", "/v1/models/", 404, "not_found"),
     ],
 )
 def test_unknown_path_and_method_are_refused_in_openai_form(server, method, path, status, code):
@@ -184,3 +187,16 @@ def test_refusal_is_the_same_in_another_process():
         "model",
         2,
     )
+
+
+def test_name_of_no_model_is_not_kept(tmp_path):
+    with Server(tmp_path) as server:
+        assert server.answer(model="a private matter").status_code == 404
+        assert server.answer(model="fake_task@3").status_code == 200
+        assert read_journal(tmp_path, "requests")["model"].to_list() == [None, "fake_task@3"]
+
+
+def test_description_does_not_tell_the_system_message(server):
+    described = httpx.get(f"{server.url}/openapi.json").text
+    assert "`fake_task` is fake_task@3" in described
+    assert server.release.instructions not in described

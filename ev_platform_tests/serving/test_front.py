@@ -12,10 +12,14 @@ async def silent(scope, receive, send):
 
 
 def ask(app, path="/v1/models", **headers):
+    return send(app, [(name.replace("_", "-"), value) for name, value in headers.items()], path)
+
+
+def send(app, headers, path="/v1/models"):
     async def run():
         transport = httpx.ASGITransport(Front(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://front") as client:
-            return await client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+            return await client.get(path, headers=headers)
 
     return asyncio.run(run())
 
@@ -39,9 +43,11 @@ def test_headers_that_steer_the_proxy_do_not_reach_it():
     async def echo(scope, receive, send):
         await JSONResponse([name.decode() for name, _ in scope["headers"]])(scope, receive, send)
 
-    names = ask(echo, x_request_timeout_seconds="1", x_request_disconnect_disabled="?1", x_kept="1").json()
+    steering = ["X-Request-Timeout-Seconds", "x-request-disconnect-disabled", "x-session-id", "x_session_id"]
+    steering += ["serve_multiplexed_model_id", "Serve-Multiplexed-Model-Id"]
+    names = send(echo, [(name, b"\xff") for name in steering] + [("x-kept", b"\xff")]).json()
     assert "x-kept" in names
-    assert not {"x-request-timeout-seconds", "x-request-disconnect-disabled"} & set(names)
+    assert not {name.lower() for name in steering} & set(names)
 
 
 @pytest.mark.parametrize("path", ["/-/routes", "/-/healthz", "/-/"])
@@ -58,3 +64,19 @@ def test_request_id_that_is_none_is_refused(request_id):
 
 def test_request_id_of_the_client_passes():
     assert ask(JSONResponse({}), x_request_id="from-the_client.7").status_code == 200
+
+
+def test_second_request_id_that_is_none_is_refused():
+    reply = send(JSONResponse({}), [("x-request-id", "mine"), ("x-request-id", b"\xff")])
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "x-request-id")
+
+
+def test_fault_of_the_proxy_is_told_in_openais_form_and_logged_without_its_words(capsys):
+    async def stumble(scope, receive, send):
+        raise UnicodeDecodeError("utf-8", b"secret", 0, 1, "invalid start byte")
+
+    reply = ask(stumble)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
+    told = capsys.readouterr().err
+    assert "UnicodeDecodeError" in told
+    assert "secret" not in told

@@ -1,7 +1,9 @@
 """The server's own lines: JSON, and never the words of an error."""
 
 import json
+import logging
 import sys
+from contextlib import contextmanager
 
 from ev_platform.serving import logs
 
@@ -50,3 +52,69 @@ def test_what_is_not_known_is_left_out(capsys):
     logs.request(route="/", status=200, model=None)
     told = json.loads(capsys.readouterr().err)
     assert set(told) == {"event", "level", "timestamp", "route", "status"}
+
+
+@contextmanager
+def kept(root, **options):
+    """Keep the lines in the file meanwhile."""
+    package = logging.getLogger("ev_platform")
+    level, handler = package.level, logs.keep(root, **options)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()
+
+
+def kept_lines(root, name="server.log"):
+    return [json.loads(line) for line in (root / "serving" / name).read_text().splitlines()]
+
+
+def test_lines_are_kept_in_a_file_that_only_its_owner_reads(tmp_path, capsys):
+    with kept(tmp_path, rotates=True):
+        logs.request(route="/v1/answers", status=200)
+        logging.getLogger("ev_platform.serving.live").error("The %s moved.", "champion")
+        try:
+            fail()
+        except RuntimeError:
+            logging.getLogger("ev_platform.serving.live").exception("Loading failed:")
+    request, told, failed = kept_lines(tmp_path)
+    assert (request["event"], request["status"]) == ("request", 200)
+    assert (told["event"], told["level"], told["logger"]) == (
+        "The champion moved.",
+        "error",
+        "ev_platform.serving.live",
+    )
+    assert failed["error"] == "RuntimeError from JSONDecodeError"
+    file = tmp_path / "serving" / "server.log"
+    assert "secret" not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert capsys.readouterr().err == ""
+
+
+def test_full_file_is_moved_aside_and_the_other_processes_follow(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "_MOST_BYTES", 400)
+    with kept(tmp_path):
+        logs.request(route="before", status=200)
+    with kept(tmp_path, rotates=True):
+        for _ in range(100):
+            logs.request(route="/v1/answers", status=200)
+    with kept(tmp_path):
+        logs.request(route="other", status=200)
+        (tmp_path / "serving" / "server.log").rename(tmp_path / "serving" / "moved.log")
+        logs.request(route="after", status=200)
+    assert kept_lines(tmp_path, "moved.log")[-1]["route"] == "other"
+    assert [line["route"] for line in kept_lines(tmp_path)] == ["after"]
+    files = {file.name: file.stat() for file in (tmp_path / "serving").glob("server.log*")}
+    assert set(files) == {"server.log", *(f"server.log.{n}" for n in range(1, 6))}
+    assert {stat.st_mode & 0o777 for stat in files.values()} == {0o600}
+    assert max(stat.st_size for stat in files.values()) <= 400
+
+
+def test_file_that_cannot_be_written_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    (tmp_path / "serving" / "server.log").mkdir(parents=True)
+    for rotates in (True, False):
+        with kept(tmp_path, rotates=rotates):
+            logs.request(route="/", status=200)

@@ -1,6 +1,8 @@
 """The figures: what a reply adds up to, and that clients cannot make labels."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -117,3 +119,20 @@ def test_page_is_what_prometheus_reads():
     assert content_type.startswith("text/plain; version=")
     names = {family.name for family in text_string_to_metric_families(body.decode())}
     assert {"ev_requests", "ev_model_info", "ev_journal_lost_rows", "process_resident_memory_bytes"} <= names
+
+
+def test_answer_that_was_cut_counts_its_tokens_and_is_no_answer(answered):
+    cut = dataclasses.replace(GIVEN, finish_reason="cancelled", is_abstention=True)
+    wanted = [("ev_answers_total", MODEL), ("ev_abstentions_total", MODEL)]
+    wanted += [("ev_tokens_total", MODEL | {"kind": "prompt"})]
+    assert grown(lambda: answered(cut), *wanted) == [0, 0, 100]
+
+
+def test_first_fault_is_an_increase():
+    done = subprocess.run(
+        [sys.executable, "-c", "from ev_platform.serving import metrics; print(metrics.render()[0].decode())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 'ev_errors_total{code="internal_error"} 0.0' in done.stdout

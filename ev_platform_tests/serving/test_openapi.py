@@ -60,8 +60,7 @@ def described(server):
 
 def test_description_is_open_and_names_what_is_served(described):
     said = described["info"]["description"]
-    assert "`fake_task` is fake_task@3 (open_book_qa). Answers questions about charging." in said
-    assert "The cap of its `max_tokens` is 48" in said
+    assert "`fake_task` is fake_task@3 (open_book_qa). The cap of its `max_tokens` is 48" in said
     assert "Its labels: card, refund." in said
     chat = described["paths"]["/v1/chat/completions"]["post"]
     assert "one message of the role `user`" in " ".join(chat["description"].split())

@@ -175,6 +175,8 @@ def test_ray_serve_answers_over_tls_swaps_under_load_logs_no_secret_and_leaves_n
         failing = {"messages": [{"role": "user", "content": "a private matter, explode"}]}
         assert client.post("/v1/chat/completions", json=failing).status_code == 500
         assert_proxy_says_nothing_of_its_own(client, body)
+        for name in ("serve_multiplexed_model_id", "x-session-id"):  # Serve would fail at the value
+            assert client.get("/healthz", headers={name: b"\xff"}).status_code == 200
 
         ask_under_swaps(client, tmp_path)
         assert_all_logged(tmp_path, key)
@@ -191,11 +193,10 @@ def test_ray_serve_answers_over_tls_swaps_under_load_logs_no_secret_and_leaves_n
             run._deploy(["fake_task"], missing)
 
         text = "\n".join(file.read_text(errors="replace") for file in logs.rglob("*") if file.is_file())
-        assert "failed with RuntimeError" in text
-        assert "from-the-client" in text
         assert "private matter" not in text
         assert key[12:] not in text
 
+    assert_servers_log_outlives_it(tmp_path / "serving" / "server.log", key)
     assert not ray.is_initialized()
     assert not logs.exists()
     with pytest.raises(httpx.ConnectError):
@@ -212,6 +213,20 @@ def assert_proxy_says_nothing_of_its_own(client, body):
         said = client.get("/v1/models", headers={"x-request-id": request_id.encode("latin-1")})
         assert (said.status_code, said.json()["error"]["param"]) == (400, "x-request-id")
         assert said.headers["x-request-id"] != request_id
+
+
+def assert_servers_log_outlives_it(file, key):
+    text = file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "private matter" not in text
+    assert key[12:] not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    (request,) = [line for line in lines if line.get("request_id") == "from-the-client"]
+    assert (request["event"], request["status"]) == ("request", 200)
+    told = {(line.get("logger"), line["event"].partition(":")[0]) for line in lines}
+    assert ("ev_platform.serving.batching", "A batch of 1 answers failed with RuntimeError") in told  # by a replica
+    swapped = "fake_task@2 answers from now on, in the place of fake_task@1."
+    assert ("ev_platform.serving.live", swapped) in told
 
 
 def ask_under_swaps(client, root):

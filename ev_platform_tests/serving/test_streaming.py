@@ -6,14 +6,20 @@ import http.client
 import json
 import threading
 import time
+from typing import cast
 
 import httpx
 import pytest
+from fastapi import Request
 
 from ev_platform.engine import Completion
 from ev_platform.serving import sse
 from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.exchange import Found
 from ev_platform.serving.journal import read_journal
+from ev_platform.serving.keys import KeyLimits, create_key
+from ev_platform.serving.models import Pieces
+from ev_platform.serving.observe import Seen
 from ev_platform_tests.serving.fakes import FakeEngine, fake_release
 from ev_platform_tests.serving.server import QUESTION, Server, error_of
 
@@ -194,7 +200,10 @@ def test_fault_after_the_start_is_told_in_the_stream_and_logged(tmp_path, capfd,
     assert name == ("error" if path == "/v1/answers" else None)
     assert set(json.loads(data)) == {"error"}
     assert json.loads(data)["error"]["code"] == "internal_error"
-    assert (row["status"], row["error"], row["answer"]) == (200, "internal_error", None)
+    assert (row["status"], row["error"], row["answer"]) == (200, "internal_error", "Every ")
+    assert (row["finish_reason"], row["n_completion_tokens"]) == ("cancelled", 1)
+    assert row["n_prompt_tokens"] > 0
+    assert row["model_version"] == "fake_task@3"
     assert QUESTION not in "".join(capfd.readouterr())
 
 
@@ -222,6 +231,17 @@ def test_abstention_is_streamed_too(tmp_path, engine):
     assert [name for name, _ in got] == ["citations", "delta", "done"]
     assert (got[1][1]["text"], got[2][1]["abstained"]) == ("I do not know.", True)
     assert not engine.has_begun.is_set()
+
+
+def test_abstention_that_is_left_is_logged_as_one():
+    seen = Seen()
+    request = Request({"type": "http", "state": {"seen": seen}})
+    stream = sse.EventStream(request, Found("fake_task@3", ()), cast("Pieces", None), lambda _: [])
+    stream._written.append("I do not know.")
+    stream._tell_what_it_has()
+    reply = seen.reply
+    assert reply is not None
+    assert (reply.text, reply.is_abstention, reply.n_completion_tokens) == ("I do not know.", True, 0)
 
 
 def test_model_that_writes_whole_answers_is_streamed_in_one_piece(tmp_path):
@@ -262,3 +282,11 @@ def test_client_that_leaves_while_it_waits_is_never_written_for(server, engine):
     assert not any("Who waits?" in prompt for prompt in engine.prompts)
     rows = read_journal(server.root, "requests").sort("asked_at").select("question", "status").rows()
     assert rows == [(QUESTION, 200), ("Who waits?", 499), ("Who is next?", 200)]
+
+
+def test_stream_that_breaks_counts_for_its_key(tmp_path):
+    with Server(tmp_path, fake_release(engine=WritingEngine(explodes=True))) as server:
+        client = server.client_of(create_key(tmp_path, "small", limits=KeyLimits(tokens_per_day=1)))
+        broken, refused = (client.post("/v1/answers", json=ANSWERS) for _ in range(2))
+    assert "event: error" in broken.text
+    assert (refused.status_code, error_of(refused)["code"]) == (429, "quota_exceeded")

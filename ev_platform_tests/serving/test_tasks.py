@@ -1,6 +1,7 @@
 import httpx
 import pytest
 
+from ev_platform.serving.journal import read_journal
 from ev_platform.serving.keys import create_key
 from ev_platform.serving.live import LiveRelease
 from ev_platform.serving.schemas import MAX_CONTENT_CHARS, MAX_CONTEXT_CHARS
@@ -71,6 +72,7 @@ def test_answer_that_says_it_does_not_know_is_an_abstention(tmp_path):
         tmp_path, fake_release(engine=SayingEngine("None of it says so."), no_answer="None of it says so.")
     ) as server:
         assert server.answer().json()["abstained"] is True
+        assert read_journal(tmp_path, "requests")["is_abstention"].to_list() == [True]
 
 
 @pytest.mark.parametrize(("written", "label"), [("Card", "card"), ("a card", None)])
