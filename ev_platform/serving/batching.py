@@ -1,9 +1,10 @@
 """Who is answered when, and together with whom.
 
-Only prompts of equally many tokens are completed together: others would change each other's answers (`engine`). The
-oldest goes first, and its equals join it. No one waits for company by default: a worker that gets free takes what is
-there. Only where its last batch had company does it linger for a moment, as those who were just answered together are
-likely to ask again together.
+Only prompts of equally many tokens are completed together: where text is written, others would change each other's
+answers (`engine`); where it is chosen, as by encoders, the short would wait for the long. The oldest goes first, and
+its equals join it. No one waits for company by default: a worker that gets free takes what is there. Only where its
+last batch had company does it linger for a moment, as those who were just answered together are likely to ask again
+together.
 
 What belongs here: the queue between the event loop and the threads that generate. What does not: what is asked and
 what becomes of it (`worker`), and how tokens are made (`engine`).
@@ -225,7 +226,9 @@ class Batcher:
                 _fail(batch, error)
                 return
         for request in batch:  # one of them is refused: which one, each learns alone
-            self._answer([request])
+            if not request.is_cancelled:
+                request.batch_size = 1
+                self._answer([request])
 
     def _complete(self, batch: list[_Request]) -> None:
         if isinstance(self._engine, BatchWriter):

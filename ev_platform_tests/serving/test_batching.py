@@ -89,8 +89,9 @@ class Chooser:
 
     window = 1000
 
-    def __init__(self):
+    def __init__(self, n_turns=100):
         self.calls = []
+        self.turns = threading.Semaphore(n_turns)
 
     def render(self, messages):
         return messages[-1]["content"]
@@ -100,6 +101,7 @@ class Chooser:
 
     def generate(self, prompts, *, max_new_tokens, temperature=0.0, seed=0):
         self.calls.append(list(prompts))
+        self.turns.acquire(timeout=10)
         if any("?" in prompt for prompt in prompts):
             raise UserError("A question is too long.")
         return [Completion(prompt.upper(), len(prompt), 1, 1.0, "stop") for prompt in prompts]
@@ -281,6 +283,26 @@ async def test_a_refused_prompt_does_not_take_its_batch_along():
     batcher.close()
     assert isinstance(outcomes[1], UserError) and str(outcomes[1]) == "A question is too long."
     assert [outcomes[n].completion.text for n in (0, 2, 3)] == ["ABC", "DEF", "UVW"]
+    assert [outcomes[n].batch_size for n in (0, 2, 3)] == [1, 1, 1]  # in the end, each was asked alone
+
+
+async def test_after_a_refused_batch_nobody_is_asked_for_who_has_left():
+    chooser = Chooser(n_turns=0)
+    batcher = Batcher(chooser)
+    first = ask(batcher, "begin")
+    await until(lambda: chooser.calls)
+    refused, left, stays = ask(batcher, "xy?"), ask(batcher, "abc"), ask(batcher, "def")
+    await until(lambda: batcher.waiting == 3)
+    chooser.turns.release()
+    await until(lambda: len(chooser.calls) == 2)
+    left.cancel()
+    await until(left.done)
+    chooser.turns.release(10)
+    await first
+    outcomes = await asyncio.gather(refused, left, stays, return_exceptions=True)
+    batcher.close()
+    assert isinstance(outcomes[0], UserError) and outcomes[2].completion.text == "DEF"
+    assert chooser.calls == [["begin"], ["xy?", "abc", "def"], ["xy?"], ["def"]]
 
 
 async def test_what_answers_whole_is_told_whole_and_cut_at_a_stop():
