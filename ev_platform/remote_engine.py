@@ -27,6 +27,9 @@ _NEXT_TOKEN_S = 120.0  # the server may be busy with others
 class RemoteEngine(WriterBase):
     """Completes prompts on a server.
 
+    Nothing compares the server's weights with those that were evaluated, only their name: that they are those of the
+    version, and answer alike there, is up to whoever started it.
+
     Args:
         folder: Of the version's model; its tokenizer and window are used, its weights are not.
         url: Of the server, without `/v1`.

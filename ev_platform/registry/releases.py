@@ -93,13 +93,18 @@ class Release:
     labels: tuple[str, ...] = ()
     trained_vectors: np.ndarray | None = field(default=None, compare=False, repr=False)
 
-    def look_up(self, question: str) -> LookUp:
-        """Return what a question is answered from, and how near it is to what was trained on; embeds it once."""
+    def look_up(self, question: str, *, needs_passages: bool = True) -> LookUp:
+        """Return what a question is answered from, and how near it is to what was trained on; embeds it once.
+
+        Args:
+            question: As it was asked.
+            needs_passages: Whether to search; a question may bring its own passage.
+        """
         if self.trained_vectors is None or not len(self.trained_vectors):
-            return LookUp(self.retrieve(question), None)
+            return LookUp(self.retrieve(question) if needs_passages else [], None)
         vectors = embed([question])
         hits: list[Hit] = []
-        if self.retriever is not None:
+        if needs_passages and self.retriever is not None:
             (hits,) = self.retriever.search([question], self.top_k, vectors=vectors)
         # Beyond five digits a product hangs on the machine.
         return LookUp(hits, round(float((self.trained_vectors @ vectors[0]).max()), 5))

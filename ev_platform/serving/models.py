@@ -166,6 +166,9 @@ class Pieces:
             async with contextlib.aclosing(stream):
                 async for piece in stream:
                     self._arrived.put_nowait(piece)
+        except asyncio.CancelledError:
+            self._arrived.put_nowait(failure())  # by whom else than `close`, after which nobody reads it, is not known
+            raise
         except Exception as error:
             self._arrived.put_nowait(error)
         else:

@@ -54,18 +54,18 @@ def prepare(release: Release, ask: Ask, max_tokens: int, asked_at: float) -> Pre
             to search, or does not fit the model's window.
     """
     started = time.perf_counter()
-    found = release.look_up(ask.question)
+    if ask.context is not None and not release.has_retrieval:
+        raise ApiError(400, "This model answers without passages: leave the context out.", "unsupported", "context")
+    if ask.context is None and release.has_retrieval and release.retriever is None:
+        raise ApiError(400, "There is nothing to search here: send the passage to answer from.", "missing", "context")
+    found = release.look_up(ask.question, needs_passages=ask.context is None)
     retrieve_ms = (time.perf_counter() - started) * 1000
     citations: tuple[Citation, ...] = ()
     does_abstain = False
     if ask.context is not None:
-        if not release.has_retrieval:
-            raise ApiError(400, "This model answers without passages: leave the context out.", "unsupported", "context")
         # As in evaluation: a question's own passage takes the place of all that would be found.
         messages = release.task_type.prompt(release.instructions, ask.question, [ask.context])
         prompt = release.engine.render(messages)
-    elif release.has_retrieval and release.retriever is None:
-        raise ApiError(400, "There is nothing to search here: send the passage to answer from.", "missing", "context")
     else:
         citations = tuple(_cite(release, hit) for hit in found.hits)
         does_abstain = release.abstains(found.hits)

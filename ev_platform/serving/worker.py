@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ev_platform.serving.live import LiveRelease
 
 _WARM_UP = "What can you tell me?"
+_PASSAGE = "Charging cables are marked with the current that they may carry."
 _WARM_UP_TOKENS = 32
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Worker:
         self.release = release
         self.loaded_at = int(time.time())
         self._config = config
-        # What may wait is decided on arrival: nothing whose passages have been found is refused afterwards.
+        # What may wait is decided on arrival, so that hardly anything is refused after its passages have been found.
         self._batcher = Batcher(release.engine, max_batch=config.max_batch, max_waiting=config.max_waiting + 1)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="retrieve")
         self._labels = {plain_label(label): label for label in reversed(release.labels)}
@@ -137,6 +138,9 @@ class Worker:
     async def try_out(self) -> None:
         """Answer once as evaluation asks and once as people will, which also warms up.
 
+        It shows that both ways give the same, not that the weights are those that were evaluated: the registry compares
+        those of this process, and nobody those of an engine elsewhere.
+
         Raises:
             UserError: If the two answers differ.
         """
@@ -144,14 +148,18 @@ class Worker:
         n_tokens = min(_WARM_UP_TOKENS, release.max_new_tokens)
 
         def evaluate() -> tuple[str, str]:
-            prompt = release.render(_WARM_UP, release.look_up(_WARM_UP).hits)
+            if release.has_retrieval and release.retriever is None:  # questions bring their passages
+                messages = release.task_type.prompt(release.instructions, _WARM_UP, [_PASSAGE])
+                prompt = release.engine.render(messages)
+            else:
+                prompt = release.render(_WARM_UP, release.look_up(_WARM_UP).hits)
             return prompt, release.engine.generate([prompt], max_new_tokens=n_tokens)[0].text
 
         prompt, expected = await asyncio.to_thread(evaluate)
         served = await self._batcher.complete(prompt, max_new_tokens=n_tokens)
         if served.completion.text != expected:
             raise UserError(
-                f"{release.model_version} answers otherwise when it serves than when it was evaluated: choose another "
+                f"{release.model_version} answers otherwise when it serves than when it is evaluated: choose another "
                 "version, and report this as a fault of the engine."
             )
 

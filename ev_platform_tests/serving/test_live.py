@@ -347,7 +347,7 @@ class FickleEngine(fakes.FakeEngine):
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("engine", "told"),
-    [(BrokenEngine, "a kernel is missing"), (FickleEngine, "answers otherwise when it serves than when it was")],
+    [(BrokenEngine, "a kernel is missing"), (FickleEngine, "answers otherwise when it serves than when it is")],
 )
 def test_version_that_fails_to_answer_or_answers_otherwise_takes_no_traffic(tmp_path, caplog, engine, told):
     def load(root, tasks_dir, task, name):

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import logging
 import pickle
 import threading
@@ -6,8 +7,10 @@ import threading
 import pytest
 
 from ev_platform.engine import Completion
+from ev_platform.errors import UserError
 from ev_platform.evaluation.systems import open_systems
 from ev_platform.records import to_frame
+from ev_platform.retrieval import embed
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.exchange import Ask, Delta, Found, Reply
 from ev_platform.serving.schemas import ApiError
@@ -113,6 +116,55 @@ def test_passage_that_has_no_place_in_the_prompt_is_refused():
 def test_question_without_a_passage_is_refused_where_there_is_nothing_to_search():
     refused = refusal(fake_release(retriever=None, chunks={}, has_retrieval=True), ask())
     assert (refused.status, refused.code, refused.param) == (400, "missing", "context")
+
+
+class CountingRetriever(FakeRetriever):
+    n_searches = 0
+
+    def search(self, queries, top_k, **options):
+        self.n_searches += 1
+        return super().search(queries, top_k)
+
+
+def test_nothing_is_searched_for_a_question_that_brings_its_passage_or_is_refused():
+    retriever, question = CountingRetriever(), "How often is the RCD tested?"
+    release = fake_release(
+        task_type=get_task_type("extractive_qa"), retriever=retriever, trained_vectors=embed([question])
+    )
+    reply = answer(release, ask(question, context="RCDs are tested twice a year."))
+    assert reply.similarity == pytest.approx(1.0, abs=1e-4)  # which drift is told by
+    refusal(dataclasses.replace(release, has_retrieval=False), ask(question, context="Some text."))
+    assert retriever.n_searches == 0
+    assert answer(release, ask(question)).citations
+    assert retriever.n_searches == 1
+
+
+# ---- trying out ----
+
+
+class OtherwiseInQueue(FakeWriter):
+    """Answers a prompt with a passage otherwise when it writes than when it is evaluated."""
+
+    def _write(self, prompt, temperature, seed):
+        mark = "" if "user: Question: " in prompt.text else " indeed"
+        return super()._write(dataclasses.replace(prompt, text=prompt.text + mark), temperature, seed)
+
+
+def test_model_that_brings_its_passage_is_tried_out_with_one():
+    release = fake_release(
+        task_type=get_task_type("extractive_qa"), retriever=None, chunks={}, has_retrieval=True, engine=FakeWriter()
+    )
+
+    async def try_out(release):
+        worker = Worker(release, ServingConfig())
+        try:
+            await worker.try_out()
+        finally:
+            worker.close()
+
+    asyncio.run(try_out(release))
+    with pytest.raises(UserError, match="answers otherwise when it serves"):
+        asyncio.run(try_out(dataclasses.replace(release, engine=OtherwiseInQueue())))
 
 
 # ---- abstention and labels ----
