@@ -116,29 +116,33 @@ def requests_prune(
     days: Annotated[
         int | None, typer.Option(min=0, help="Delete what is older; EV_REQUEST_RETENTION_DAYS by default.")
     ] = None,
+    feedback: Annotated[bool, typer.Option("--feedback", help="What people said of answers, instead.")] = False,
 ) -> None:
     """Delete requests that are older than the limit, by whole days (UTC); a running server does the same every hour.
 
-    What people said of answers stays, and with it the question and answer that they said it of.
+    What people said of answers stays, and with it the question and answer that they said it of, until --feedback
+    deletes it; what a reviewer has decided on stays then too, and so do the stored versions of feedback_candidates.
 
     Example: `ev-platform requests prune --days 30`
     """
     from ev_platform.serving.journal import keep_up
     from ev_platform.serving.segments import Segments
 
-    settings = get_settings()
+    settings, table = get_settings(), "feedback" if feedback else "requests"
+    if feedback and days is None:
+        raise UserError("Feedback has no age at which it goes: say how old with --days.")
     limit = settings.request_retention_days if days is None else days
-    segments = Segments(settings.data_root, "requests")
+    segments = Segments(settings.data_root, table)
     with segments.upkeep() as is_mine:
         if not is_mine:
-            raise UserError("A server is deleting old requests at this moment: try again in a minute.")
+            raise UserError(f"A server is deleting old {table} at this moment: try again in a minute.")
         gone = keep_up(segments, limit)
     if not gone:
         say(f"Nothing is older than {limit} days.")
     elif len(gone) == 1:
-        say(f"Deleted the requests of {gone[0]}.")
+        say(f"Deleted the {table} of {gone[0]}.")
     else:
-        say(f"Deleted the requests of {len(gone)} days, {gone[0]} to {gone[-1]}.")
+        say(f"Deleted the {table} of {len(gone)} days, {gone[0]} to {gone[-1]}.")
 
 
 def _span(text: str) -> timedelta:

@@ -9,7 +9,7 @@ from ev_platform.cli import app
 from ev_platform.serving import segments as files
 from ev_platform.serving.journal import Journal, read_journal
 from ev_platform.serving.segments import Segments
-from ev_platform_tests.serving.rows import served
+from ev_platform_tests.serving.rows import judged, served
 
 NOW = datetime.now(UTC)
 
@@ -107,6 +107,19 @@ def test_prune_deletes_what_is_older_than_the_limit(log, monkeypatch):
     assert read_journal(root, "requests").height == 1
     assert invoke("prune").output == f"Deleted the requests of {NOW:%Y-%m-%d}.\n"
     assert read_journal(root, "requests").is_empty()
+
+
+def test_prune_of_feedback_deletes_it_by_age_and_leaves_requests(log, monkeypatch):
+    root = log(served("now"))
+    journal = Journal(root, "feedback")
+    journal.add(judged())
+    journal.close()
+    monkeypatch.setattr(files, "now", lambda: NOW + timedelta(days=91))
+    assert "say how old with --days" in invoke("prune", "--feedback").output
+    assert invoke("prune", "--feedback", "--days", "91").output == "Nothing is older than 91 days.\n"
+    assert read_journal(root, "feedback").height == 1
+    assert invoke("prune", "--feedback", "--days", "90").output == f"Deleted the feedback of {NOW:%Y-%m-%d}.\n"
+    assert (read_journal(root, "feedback").height, read_journal(root, "requests").height) == (0, 1)
 
 
 def test_prune_leaves_it_to_a_server_that_is_at_it(log):

@@ -184,10 +184,14 @@ def as_csv(table: Iterable[Mapping[str, str]], columns: Sequence[str]) -> bytes:
     writer = csv.DictWriter(buffer, columns)
     writer.writeheader()
     for row in table:
-        cells = {name: cell.replace("\0", "\ufffd") for name, cell in row.items()}
+        cells = {name: _in_sheet(cell) for name, cell in row.items()}
         writer.writerow({name: f"'{cell}" if _FORMULA.match(cell) else cell for name, cell in cells.items()})
     # With the byte order mark Excel reads the file as UTF-8.
     return buffer.getvalue().encode("utf-8-sig")
+
+
+def _in_sheet(text: str) -> str:
+    return text.replace("\0", "\ufffd")
 
 
 def _as_parquet(table: Sequence[Mapping[str, str]], columns: Sequence[str]) -> bytes:
@@ -312,7 +316,7 @@ def _check_decision(
         raise UserError(f"{where}: there is no answer yet: write edit and the right one into edited_answer, or reject.")
     for name in ("question", "answer"):
         # Work that somebody did in the wrong cell must not get lost.
-        if cells[name] and cells[name].split() != example[name].split():
+        if cells[name] and _in_sheet(cells[name]).split() != _in_sheet(example[name]).split():
             raise UserError(
                 f"{where}: {name} differs from what was exported: write a new text into edited_{name}, and empty the "
                 f"cell {name} if a spreadsheet changed it."

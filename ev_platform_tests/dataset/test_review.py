@@ -202,6 +202,13 @@ def test_cell_that_a_spreadsheet_would_run_goes_out_harmless_and_comes_back_unch
     assert (review["question"], review["answer"]) == (text, text.strip())
 
 
+def test_null_byte_that_a_model_wrote_does_not_block_the_sheet(tmp_path):
+    row = example(1, question="Which\0 plug?")
+    export(tmp_path / "s.csv", row)
+    path = save(tmp_path / "r.csv", [rows_in(tmp_path / "s.csv")[0] | {"decision": "reject", "reviewer": "Ada"}])
+    assert read_review(path, frame_of(row), NOON)["decision"].to_list() == ["reject"]
+
+
 def test_edit_that_a_person_begins_with_a_minus_is_taken_as_it_is(tmp_path):
     path = save(tmp_path / "r.csv", [filled(1, "edit", edited_answer="-5 °C")])
     assert read(path, 1)["answer"].to_list() == ["-5 °C"]
