@@ -129,9 +129,6 @@ class Described:
         task_type: Name of the task type.
         instructions: System message that the model was evaluated with.
         labels: Of a classification task; empty elsewhere.
-        no_answer: What it says where it abstains.
-        has_retrieval: Whether it answers from passages.
-        min_score: Cosine below which it abstains; None where it never does so by score.
         max_new_tokens: Longest answer, as evaluated.
         window: Tokens of prompt and answer together.
         loaded_at: Unix seconds.
@@ -144,9 +141,6 @@ class Described:
     task_type: str
     instructions: str
     labels: tuple[str, ...]
-    no_answer: str
-    has_retrieval: bool
-    min_score: float | None
     max_new_tokens: int
     window: int
     loaded_at: int

@@ -34,7 +34,9 @@ Where no passage is near enough to the question, it says so (`abstained`) and ge
 With `stream` the answer comes as events: `citations` with `{id, model, citations}` as soon as they are found, `delta`
 with `{text}` for each piece, `done` with the whole answer as below; after a fault `error` with `{error}` instead of it.
 The pieces joined are the answer, but for white space at its ends."""
-EXTRACT_DOC = """Answers a question in the words of the passage that it brings."""
+EXTRACT_DOC = """Answers a question in the words of the passage that it brings.
+
+`start` and `end` are where those words first stand in the passage; the model may have read them at a later place."""
 
 
 class _Begin(BaseModel):
