@@ -2,7 +2,7 @@
 -- Feedback counts for the day of the answer, the last one of a key on a request. A stream that broke has failed, though
 -- its status came before. Times are those of whole answers; tokens also of those that were cut, since they were spent.
 WITH said AS (
-    SELECT DISTINCT ON (request_id, key_id) request_id, key_id, rating
+    SELECT DISTINCT ON (request_id, key_id) request_id, key_id, question, rating
     FROM feedback
     ORDER BY request_id, key_id, given_at DESC
 ),
@@ -13,7 +13,8 @@ asked AS (
         r.status = 200 AND r.error IS NULL AS is_whole,
         list_max(r.scores) AS top_score
     FROM requests AS r
-    LEFT JOIN said AS s ON s.request_id = r.request_id AND s.key_id = r.key_id
+    LEFT JOIN said AS s
+        ON s.request_id = r.request_id AND s.key_id = r.key_id AND s.question = coalesce(r.question, s.question)
     WHERE r.route IN ('/v1/chat/completions', '/v1/answers', '/v1/classify', '/v1/extract')
 )
 SELECT
