@@ -18,7 +18,7 @@ import sys
 import traceback
 from logging.handlers import RotatingFileHandler, WatchedFileHandler
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -42,7 +42,10 @@ class _Private(logging.FileHandler):
     """A file that only its owner reads, and that costs nobody an answer where the disk does not take it."""
 
     def _open(self) -> TextIO:
-        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=lambda *file: os.open(*file, 0o600))
+        def opener(path: str, flags: int) -> int:
+            return os.open(path, flags, 0o600)
+
+        return cast("TextIO", open(self.baseFilename, self.mode, encoding=self.encoding, opener=opener))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
