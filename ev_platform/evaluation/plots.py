@@ -126,7 +126,7 @@ def draw_scores_of_questions(scores: Sequence[Row], min_score: float | None) -> 
         axes.axvline(min_score, color=RED, linewidth=1.5, label=f"abstains below {min_score:.3f}")
     axes.set_xlabel("cosine of question and nearest passage", fontsize=9, color=MUTED)
     axes.set_ylabel("share", fontsize=9, color=MUTED)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 
