@@ -91,7 +91,7 @@ def render(engine: Engine, message: str) -> str:
 
 
 @contextlib.contextmanager
-def asking(url: str, key: str = "", *, is_streamed: bool = False) -> Iterator[Ask]:
+def asking(url: str, key: str = "none", *, is_streamed: bool = False) -> Iterator[Ask]:
     limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
     with httpx.Client(
         base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=600, trust_env=False, limits=limits
