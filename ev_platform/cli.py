@@ -105,15 +105,14 @@ def serve(
     """
     quiet()
     from ev_platform.serving import run as serving
+    from ev_platform.serving.endpoint import Endpoint
 
     settings = get_settings()
     serving.serve(
         models or ["ev_charging"],
         data_root=settings.data_root,
         tasks_dir=settings.tasks_root,
-        endpoint=serving.Endpoint(
-            host or settings.host, port or settings.port, settings.tls_certificate, settings.tls_key
-        ),
+        endpoint=Endpoint(host or settings.host, port or settings.port, settings.tls_certificate, settings.tls_key),
         config=settings.serving,
         replicas=replicas,
         on_ready=lambda url: console.print(f"Serving {', '.join(models or ['ev_charging'])} at {url} (Ctrl-C stops)"),

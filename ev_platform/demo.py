@@ -28,8 +28,9 @@ def run_demo(console: Console, port: int) -> None:
     from ev_platform.evaluation.report import print_table
     from ev_platform.flows.weekly import materialize_graph
     from ev_platform.registry import read_aliases
+    from ev_platform.serving.endpoint import Endpoint
     from ev_platform.serving.keys import create_key
-    from ev_platform.serving.run import Endpoint, serving
+    from ev_platform.serving.run import serving
     from ev_platform.storage import Store, now
 
     settings = get_settings()

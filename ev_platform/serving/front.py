@@ -1,4 +1,7 @@
-"""What stands before Ray Serve's proxy, in its process, so that the proxy too speaks OpenAI's error form.
+"""What stands before Ray Serve's proxies, in their processes, so that they too speak OpenAI's error form.
+
+It is for clusters (`deploy/kuberay`): on one machine the gateway listens by itself. The environment of the cluster's
+head names it, by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=ev_platform.serving.front.middlewares`.
 
 By itself the proxy tells the application's name at `/-/routes` and its state at `/-/healthz`, answers in plain text
 where no gateway can be reached, and lets a client set its timeout and keep an answer going that nobody waits for.
@@ -19,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ev_platform.serving import logs
 from ev_platform.serving.faults import refusal_of
-from ev_platform.serving.gate import error_response
+from ev_platform.serving.gate import bad_request_id, error_response
 from ev_platform.serving.schemas import REQUEST_ID, ApiError
 
 if TYPE_CHECKING:
@@ -56,6 +59,10 @@ class Front:
         async def send_own_form(message: Message) -> None:
             nonlocal has_begun, is_hidden
             if message["type"] == "http.response.start":
+                # The proxy adds the id that it gave the request to the same one from the gateway.
+                ids = [header for header in message["headers"] if header[0].lower() == b"x-request-id"]
+                others = [header for header in message["headers"] if header not in ids]
+                message = {**message, "headers": [*others, *ids[:1]]}
                 # The gateway refuses in JSON only: a refusal in plain text is the proxy's.
                 is_plain = Headers(scope=message).get("content-type", "").startswith("text/plain")
                 is_hidden = message["status"] >= 400 and is_plain
@@ -90,9 +97,7 @@ def _refuse(scope: Scope) -> ApiError | None:
     if scope["path"].startswith("/-/"):
         return ApiError(404, "Not Found.", "not_found")
     if not all(re.fullmatch(REQUEST_ID, request_id) for request_id in Headers(scope=scope).getlist("x-request-id")):
-        # The proxy would stumble over some of them.
-        message = "The header x-request-id must be 1 to 64 of A-Z, a-z, 0-9, _, . and -: change it or leave it out."
-        return ApiError(400, message, "invalid_value", "x-request-id")
+        return bad_request_id()  # the proxy would stumble over some of them
     return None
 
 

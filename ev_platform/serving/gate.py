@@ -146,17 +146,18 @@ class Gate:
 
 
 def _identify(state: dict[str, Any], headers: Headers, added: dict[str, str]) -> None:
-    """Set the request's id: the one that came with it, from the client or the proxy, or a new one."""
+    """Set the request's id, which is told with the answer: the one that came with it, or a new one."""
     sent = headers.getlist("x-request-id")
-    state["request_id"] = uuid.uuid4().hex
-    if not sent:
-        # Serve's proxy sends an id with every request, and back with every answer; two headers would be one too many.
-        added["x-request-id"] = state["request_id"]
-    elif len(sent) == 1 and re.fullmatch(REQUEST_ID, sent[0]):
-        state["request_id"] = sent[0]
-    else:
-        message = "The header x-request-id must be 1 to 64 of A-Z, a-z, 0-9, _, . and -: change it or leave it out."
-        raise ApiError(400, message, "invalid_value", "x-request-id")
+    is_usable = len(sent) == 1 and re.fullmatch(REQUEST_ID, sent[0])
+    added["x-request-id"] = state["request_id"] = sent[0] if is_usable else uuid.uuid4().hex
+    if sent and not is_usable:
+        raise bad_request_id()
+
+
+def bad_request_id() -> ApiError:
+    """Return what is told of a request id that cannot be one."""
+    message = "The header x-request-id must be 1 to 64 of A-Z, a-z, 0-9, _, . and -: change it or leave it out."
+    return ApiError(400, message, "invalid_value", "x-request-id")
 
 
 def _check_encoding(headers: Headers) -> None:

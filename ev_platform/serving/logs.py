@@ -22,7 +22,7 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-# Read by the process of Serve's proxy, which is made by Serve and so given nothing.
+# Read by the processes of a cluster's proxies, which are made by Serve and so given nothing.
 DATA_VARIABLE = "EV_SERVING_DATA"
 _MOST_BYTES = 10_000_000
 _N_ASIDE = 5  # server.log.1 is the newest of them

@@ -1,4 +1,4 @@
-"""Starting and stopping the server on this machine: a local Ray, one proxy, one or more replicas.
+"""Starting and stopping the server on this machine: a local Ray, one gateway, one or more replicas.
 
 What does not belong here: the application (`api`, `app`), and clusters of more machines.
 """
@@ -11,8 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
-import ssl
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ev_platform.errors import UserError
-from ev_platform.serving import keys, logs
+from ev_platform.serving import keys
 from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from ev_platform.serving.live import Loader
@@ -32,45 +31,6 @@ _APP = "ev_platform"
 # Ray's sockets lie up to 66 characters below its folder (/session_<date>_<time>_<pid>/sockets/plasma_store), and a
 # socket's path may have 103 bytes on macOS, 107 on Linux.
 _LONGEST_RAY_FOLDER = 103 - 66
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a server listens.
-
-    Attributes:
-        host: Address.
-        port: Port.
-        tls_certificate: PEM file; with `tls_key`, it speaks HTTPS.
-        tls_key: PEM file without a password.
-    """
-
-    host: str
-    port: int
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
-
-    @property
-    def url(self) -> str:
-        """How a browser writes it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http{'s' if self.tls_certificate else ''}://{host}:{self.port}"
-
-    def check(self) -> None:
-        """Raise a `UserError` if nothing can listen there, or the certificate cannot be used."""
-        check_address(self.host, self.port)
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise UserError("TLS needs both a certificate and its key: set EV_TLS_CERTIFICATE and EV_TLS_KEY.")
-        if self.tls_certificate and self.tls_key:
-            try:
-                # Without a password given, OpenSSL would ask for one on the terminal.
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                context.load_cert_chain(self.tls_certificate, self.tls_key, password=lambda: "")
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{self.tls_certificate} and {self.tls_key} are not a certificate and its key ({error}): give PEM "
-                    "files that belong together, the key without a password."
-                ) from error
 
 
 def serve(
@@ -146,9 +106,9 @@ def serving(
         from ray import serve as ray_serve
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        _start_proxy(endpoint)
+        ray_serve.start(proxy_location="Disabled")
         servers = _ModelServers(load, data_root, tasks_dir, config or ServingConfig(), replicas, n_cpus)
-        _deploy(models, servers)
+        _deploy(models, servers, endpoint)
         try:
             yield endpoint.url
         finally:
@@ -173,31 +133,15 @@ def _check_models(models: Sequence[str], registry: tuple[Path, Path] | None) -> 
             resolve(Store(data_root), task, name)
 
 
-def check_address(host: str, port: int) -> None:
-    """Raise a `UserError` if nothing can listen there."""
-    # Serve's proxies share ports (SO_REUSEPORT): without this, two servers on one port would take turns.
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise UserError(
-            f"Cannot listen on {host} port {port} ({error.strerror}): stop what uses it, or choose another "
-            "with --port or EV_PORT."
-        ) from error
-
-
 @contextlib.contextmanager
 def _local_ray(data_root: Path, n_processes: int) -> Iterator[int]:
     """Start Ray on this machine only; yield its number of CPUs."""
     # Read when Ray is imported, and inherited by all it starts.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # elsewhere too: Ray then listens on loopback only
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "ev_platform.serving.front.middlewares"
-    os.environ[logs.DATA_VARIABLE] = str(data_root)
-    # By default the proxy is killed where it is not ready within 5 seconds, as on a machine that loads models.
-    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "120"
-    os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "60"
-    # Between proxy, gateway and replicas: a quarter less work for each request than by actor calls.
+    # Between gateway and replicas: a quarter less work for each request than by actor calls.
     os.environ["RAY_SERVE_USE_GRPC_BY_DEFAULT"] = "1"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - by default its processes yield to whatever else the machine does
     import ray
 
     # Ray counts CPUs, and does not measure them: it must be promised at least one for each process.
@@ -227,23 +171,6 @@ def _local_ray(data_root: Path, n_processes: int) -> Iterator[int]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_proxy(endpoint: Endpoint) -> None:
-    from ray import serve as ray_serve
-    from ray.exceptions import RayActorError
-
-    options = {"host": endpoint.host, "port": endpoint.port}
-    if endpoint.tls_certificate and endpoint.tls_key:
-        options |= {
-            "ssl_certfile": str(endpoint.tls_certificate.resolve()),
-            "ssl_keyfile": str(endpoint.tls_key.resolve()),
-        }
-    try:
-        ray_serve.start(proxy_location="HeadOnly", http_options=options)
-    except RayActorError:  # on a machine under heavy load the proxy may be given up before it has started
-        ray_serve.shutdown()
-        ray_serve.start(proxy_location="HeadOnly", http_options=options)
-
-
 @dataclass(frozen=True)
 class _ModelServers:
     """How the replicas of every model are made."""
@@ -256,11 +183,11 @@ class _ModelServers:
     n_cpus: int
 
 
-def _deploy(models: Sequence[str], servers: _ModelServers) -> None:
+def _deploy(models: Sequence[str], servers: _ModelServers, endpoint: Endpoint) -> None:
     """Start the gateway and the replicas, and wait until requests reach them."""
     from ray import serve as ray_serve
 
-    from ev_platform.serving.app import Gateway, ModelServer
+    from ev_platform.serving.app import ListeningGateway, ModelServer
     from ev_platform.serving.live import load_from_registry
 
     config = servers.config
@@ -279,7 +206,8 @@ def _deploy(models: Sequence[str], servers: _ModelServers) -> None:
         for model in models
     }
     try:
-        ray_serve.run(Gateway.bind(bound, servers.data_root, config), name=_APP, route_prefix="/")
+        gateway = ListeningGateway.bind(bound, servers.data_root, config, endpoint)
+        ray_serve.run(gateway, name=_APP, route_prefix=None)
     except RuntimeError as error:
         # What failed in a replica arrives as the text of its traceback, in the deployment's status.
         deployments = ray_serve.status().applications[_APP].deployments.values()

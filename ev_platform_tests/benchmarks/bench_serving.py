@@ -128,7 +128,8 @@ def in_process(engine: Engine, folder: Path) -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def over_ray(folder: Path) -> Iterator[tuple[str, str]]:
-    from ev_platform.serving.run import Endpoint, serving
+    from ev_platform.serving.endpoint import Endpoint
+    from ev_platform.serving.run import serving
 
     key = create_key(folder, "bench", scopes=("query",), limits=UNLIMITED)
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -39,6 +39,12 @@ def test_what_the_gateway_says_passes_unchanged():
     assert (figures.status_code, figures.text) == (200, "requests_total 7")
 
 
+def test_request_id_of_gateway_and_proxy_is_told_once():
+    answer = JSONResponse({})
+    answer.raw_headers += [(b"x-request-id", b"mine"), (b"x-request-id", b"mine")]
+    assert ask(answer).headers.get_list("x-request-id") == ["mine"]
+
+
 def test_headers_that_steer_the_proxy_do_not_reach_it():
     async def echo(scope, receive, send):
         await JSONResponse([name.decode() for name, _ in scope["headers"]])(scope, receive, send)

@@ -291,10 +291,10 @@ def test_request_without_an_id_gets_one_in_state_and_answer(server):
     assert answer.headers.get_list("x-request-id") == [answer.json()["request_id"]]
 
 
-def test_id_of_the_client_or_proxy_is_kept_and_left_to_the_proxy_to_answer(server):
+def test_id_of_the_client_is_kept_and_told_with_the_answer(server):
     answer = server.ask(headers={"X-Request-Id": "Run-1_a.b"})
     assert answer.json()["request_id"] == "Run-1_a.b"
-    assert "x-request-id" not in answer.headers
+    assert answer.headers.get_list("x-request-id") == ["Run-1_a.b"]
 
 
 @pytest.mark.parametrize("sent", ["", "a" * 65, "a b", "a/b", "é".encode(), "a,b"])

@@ -14,6 +14,7 @@ import pytest
 from ev_platform.errors import UserError
 from ev_platform.serving import run
 from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.endpoint import Endpoint
 from ev_platform.serving.gate import MAX_BODY_BYTES
 from ev_platform.serving.journal import read_journal
 from ev_platform.serving.keys import UNLIMITED, create_key, revoke_key
@@ -30,7 +31,7 @@ def free_port() -> int:
 
 
 def enter(root: Path, port: int = 0, models=("fake_task",), load=fakes.load, **tls) -> None:
-    endpoint = run.Endpoint("127.0.0.1", port or free_port(), **tls)
+    endpoint = Endpoint("127.0.0.1", port or free_port(), **tls)
     with run.serving(list(models), data_root=root, tasks_dir=root, endpoint=endpoint, load=load):
         pass
 
@@ -138,7 +139,7 @@ def test_ray_serve_answers_over_tls_swaps_under_load_logs_no_secret_and_leaves_n
             ["fake_task", "other@candidate"],
             data_root=tmp_path,
             tasks_dir=tmp_path,
-            endpoint=run.Endpoint("127.0.0.1", free_port(), certificate, tls_key),
+            endpoint=Endpoint("127.0.0.1", free_port(), certificate, tls_key),
             config=ServingConfig(max_waiting=40),
             load=fakes.load_named,
         ) as url,
@@ -174,7 +175,7 @@ def test_ray_serve_answers_over_tls_swaps_under_load_logs_no_secret_and_leaves_n
         assert (large.status_code, large.json()["error"]["code"]) == (413, "too_large")
         failing = {"messages": [{"role": "user", "content": "a private matter, explode"}]}
         assert client.post("/v1/chat/completions", json=failing).status_code == 500
-        assert_proxy_says_nothing_of_its_own(client, body)
+        assert_serve_says_nothing_of_its_own(client, body)
         for name in ("serve_multiplexed_model_id", "x-session-id"):  # Serve would fail at the value
             assert client.get("/healthz", headers={name: b"\xff"}).status_code == 200
 
@@ -190,7 +191,7 @@ def test_ray_serve_answers_over_tls_swaps_under_load_logs_no_secret_and_leaves_n
         # Last, since it replaces the replicas: what cannot be loaded is told in the loader's own sentence.
         missing = run._ModelServers(fakes.load_missing, tmp_path, tmp_path, ServingConfig(), 1, 1)
         with pytest.raises(UserError, match=r"^There is no model of 'fake_task' yet: train one\.$"):
-            run._deploy(["fake_task"], missing)
+            run._deploy(["fake_task"], missing, Endpoint("127.0.0.1", free_port()))
 
         text = "\n".join(file.read_text(errors="replace") for file in logs.rglob("*") if file.is_file())
         assert "private matter" not in text
@@ -203,7 +204,7 @@ def test_ray_serve_answers_over_tls_swaps_under_load_logs_no_secret_and_leaves_n
         httpx.get(f"{url}/healthz", verify=False)
 
 
-def assert_proxy_says_nothing_of_its_own(client, body):
+def assert_serve_says_nothing_of_its_own(client, body):
     for path in ("/-/routes", "/-/healthz"):
         said = client.get(path)
         assert (said.status_code, said.json()["error"]["code"]) == (404, "not_found")
@@ -276,7 +277,7 @@ def test_rollback_reaches_every_replica_within_seconds_and_fails_no_request(tmp_
         ["fake_task"],
         data_root=tmp_path,
         tasks_dir=tmp_path,
-        endpoint=run.Endpoint("127.0.0.1", free_port()),
+        endpoint=Endpoint("127.0.0.1", free_port()),
         replicas=2,
         load=fakes.load_named,
     ) as url:

@@ -15,6 +15,7 @@ import pytest
 
 from ev_platform.serving import run
 from ev_platform.serving.config import ServingConfig
+from ev_platform.serving.endpoint import Endpoint
 from ev_platform.serving.journal import read_journal
 from ev_platform.serving.keys import UNLIMITED, create_key
 from ev_platform_tests.serving import fakes
@@ -135,7 +136,7 @@ def test_nothing_is_lost_while_a_replica_is_killed_and_versions_change(tmp_path)
         [TASK],
         data_root=tmp_path,
         tasks_dir=tmp_path,
-        endpoint=run.Endpoint("127.0.0.1", free_port()),
+        endpoint=Endpoint("127.0.0.1", free_port()),
         config=ServingConfig(),
         replicas=2,
         load=fakes.load_written,
@@ -191,7 +192,7 @@ def test_only_replica_of_a_model_is_waited_for_when_it_dies(tmp_path):
         [TASK],
         data_root=tmp_path,
         tasks_dir=tmp_path,
-        endpoint=run.Endpoint("127.0.0.1", free_port()),
+        endpoint=Endpoint("127.0.0.1", free_port()),
         load=fakes.load_slow,
     ) as url:
         asker = Asker(url, key)
@@ -228,7 +229,7 @@ def test_client_that_goes_away_ends_the_generation_in_the_replica(tmp_path):
         [TASK],
         data_root=tmp_path,
         tasks_dir=tmp_path,
-        endpoint=run.Endpoint("127.0.0.1", free_port()),
+        endpoint=Endpoint("127.0.0.1", free_port()),
         load=fakes.load_crawling,
     ) as url:
         for is_streamed in (True, False):
