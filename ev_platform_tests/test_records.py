@@ -4,7 +4,8 @@ import polars as pl
 import pytest
 
 from ev_platform import records
-from ev_platform.records import Metric, schema_of, stable_columns, to_frame
+from ev_platform.records import Metric, RawBody, schema_of, stable_columns, to_frame
+from ev_platform.records.comments import column_texts, row_text
 
 
 @pytest.mark.parametrize("table", records.TABLES)
@@ -44,3 +45,18 @@ def test_schema_of_a_column_without_a_polars_type_names_the_column(monkeypatch):
     monkeypatch.setitem(records.TABLES, "odd", Odd)
     with pytest.raises(TypeError, match=r"odd\.weights"):
         schema_of("odd")
+
+
+@pytest.mark.parametrize("table", records.TABLES)
+def test_row_of_every_table_is_told_in_a_sentence(table):
+    text = row_text(records.TABLES[table])
+    assert text.endswith(".") and "\n" not in text and len(text) > 15
+    assert f"`{table}`" not in text or table in ("training_set", "validation_set", "benchmark")
+
+
+def test_comments_beside_columns_are_their_texts():
+    texts = column_texts(RawBody)
+    assert texts["kind"] == '"web", "pdf", or "text" for what the task brings itself'
+    assert texts["robots"].startswith("what robots.txt said: ")  # beside a type over several lines
+    assert "n_bytes" not in texts
+    assert set(texts) < set(schema_of("raw_pages"))
