@@ -14,39 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
-import polars as pl
 
 from ev_platform.errors import UserError
-from ev_platform.lineage.models import HISTORY, load_models
+from ev_platform.lineage.models import load_models
+from ev_platform.lineage.schema import HISTORY, RECORD_COLUMNS, duckdb_type
 from ev_platform.records import SERVED, TABLES, schema_of
 from ev_platform.serving.segments import SEGMENT, Segments
 
 if TYPE_CHECKING:
     from ev_platform.storage import Store
-
-_RECORD_COLUMNS = {
-    "table": "VARCHAR",
-    "task": "VARCHAR",
-    "version": "VARCHAR",
-    "fingerprint": "VARCHAR",
-    "key": "VARCHAR",
-    "inputs": "MAP(VARCHAR, VARCHAR)",
-    "config": "JSON",
-    "n_rows": "BIGINT",
-    "started_at": "TIMESTAMPTZ",
-    "finished_at": "TIMESTAMPTZ",
-    "code_version": "VARCHAR",
-    "host": "VARCHAR",
-    "git_commit": "VARCHAR",
-}
-_DUCKDB_TYPES = {
-    pl.String: "VARCHAR",
-    pl.Int64: "BIGINT",
-    pl.Float64: "DOUBLE",
-    pl.Float32: "FLOAT",
-    pl.Boolean: "BOOLEAN",
-    pl.Datetime: "TIMESTAMPTZ",
-}
 
 
 def _quote(text: str) -> str:
@@ -61,17 +37,11 @@ def _parquet(files: list[Path], options: str = "filename = false") -> str:
 
 def _materializations(tables: Path) -> str:
     if any(tables.glob("*/*/*.json")):
-        columns = ", ".join(f"{_quote(name)}: {_quote(kind)}" for name, kind in _RECORD_COLUMNS.items())
+        columns = ", ".join(f"{_quote(name)}: {_quote(kind)}" for name, kind in RECORD_COLUMNS.items())
         return f"FROM read_json({_quote(str(tables / '*' / '*' / '*.json'))}, columns = {{{columns}}})"
     # A view over an empty glob fails, so an empty store gets a view without rows.
-    columns = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in _RECORD_COLUMNS.items())
+    columns = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in RECORD_COLUMNS.items())
     return f"SELECT {columns} WHERE false"
-
-
-def _duckdb_type(dtype: pl.DataType) -> str:
-    if isinstance(dtype, pl.List):
-        return f"{_DUCKDB_TYPES[type(pl.Series(dtype=dtype.inner).dtype)]}[]"
-    return _DUCKDB_TYPES[type(dtype)]
 
 
 def _served(segments: Segments) -> str:
@@ -79,7 +49,7 @@ def _served(segments: Segments) -> str:
     segments.ensure()
     schema = schema_of(segments.table)
     columns = ", ".join(f'"{name}"' for name in schema)
-    types = ", ".join(f"{_quote(name)}: {_quote(_duckdb_type(dtype))}" for name, dtype in schema.items())
+    types = ", ".join(f"{_quote(name)}: {_quote(duckdb_type(dtype))}" for name, dtype in schema.items())
     parquet, journals = segments.root / "*" / "*.parquet", segments.root / "journal" / "*.jsonl"
     return f"""
         WITH every AS (

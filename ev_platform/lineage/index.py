@@ -1,0 +1,310 @@
+"""Which row names which: the edges of every version of a table, sorted both ways, so that a trace is binary searches.
+
+Versions are immutable files, so each is read once: `<data>/lineage/trace-<form>/<table>/<task>/<version>.<stamp>.npy`
+holds for each relation of the table the pairs (parent, child) sorted by parent and sorted by child, and the number of
+the row that says so. Ids stand there as 64 bits of their MD5 (among 10 million ids of a task, one chance in 370,000 that
+two share them), never text. The stamp is size and time of the version's file: a version that was rewritten in its place
+is read anew, one that is gone takes its pairs with it. Deleting the folder costs time and nothing else.
+
+What does not belong here: how far edges are followed (`trace`), what a row tells (`trace_facts`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+import numpy as np
+
+from ev_platform.records import SERVED, TABLES
+from ev_platform.serving.segments import Segments, parse
+from ev_platform.storage import Store, fingerprint, write_atomic
+
+Keys = np.ndarray  # uint64, sorted, without doubles
+NOTHING: Keys = np.empty(0, np.uint64)
+
+
+class Relation(NamedTuple):
+    """How a row of a table joins a parent to a child; both sides are SQL, and either may be NULL."""
+
+    parent: str
+    child: str
+    parent_sql: str
+    child_sql: str
+
+
+# An address may have held several bodies, and a body may have come from several addresses: it takes both to name one.
+_RAW = (Relation("url", "body", "unnest(list_distinct([url, final_url]))", "url || '#sha256=' || content_sha256"),)
+_ORIGIN = (
+    Relation("chunk", "example", "chunk_id", "example_id"),
+    Relation("document", "example", "CASE WHEN chunk_id IS NULL THEN document_id END", "example_id"),
+)
+_ASKED = Relation("request", "example", "request_id", "example_id")
+_MADE = Relation("call", "example", "unnest([call_id, check_call_id])", "example_id")
+# Rows are of one content of a table, {dataset}: what another version trained on is another row.
+_ROW = "'{dataset}/' || example_id"
+_ROWS = (
+    *_ORIGIN,
+    _ASKED,
+    Relation("example", "row", "example_id", _ROW),
+    Relation("chunk", "row", "unnest(list_filter(context_chunk_ids, lambda c: c IS DISTINCT FROM chunk_id))", _ROW),
+    Relation("row", "dataset", _ROW, "'{dataset}'"),
+)
+_ARTIFACT = (Relation("adapter", "weights", "NULL", "artifact_id"),)
+RELATIONS: dict[str, tuple[Relation, ...]] = {
+    "raw_pages": _RAW,
+    "raw_pdfs": _RAW,
+    "raw_texts": _RAW,
+    "documents": (
+        Relation("body", "document", "fetched_url || '#sha256=' || content_sha256", "document_id"),
+        Relation("url", "document", "CASE WHEN url <> fetched_url THEN url END", "document_id"),
+    ),
+    "chunks": (Relation("document", "chunk", "document_id", "chunk_id"),),
+    "qa_candidates": (*_ORIGIN, _ASKED, _MADE),
+    "examples": (*_ORIGIN, _ASKED, _MADE),
+    "rejected_examples": (*_ORIGIN, _ASKED, _MADE),
+    "teacher_calls": (Relation("chunk", "call", "NULL", "call_id"),),
+    "generation_log": (Relation("chunk", "call", "source_id", "call_id"),),
+    "training_set": _ROWS,
+    "validation_set": _ROWS,
+    "benchmark": _ROWS,
+    "adapter": (Relation("dataset", "adapter", "unnest({inputs})", "artifact_id"),),
+    "serving_model": _ARTIFACT,
+    "base_serving_model": _ARTIFACT,
+    "registered_model": (
+        Relation("adapter", "weights", "adapter_id", "serving_model_id"),
+        Relation("weights", "model", "serving_model_id", "model_version"),
+        Relation("dataset", "model", "'benchmark@' || left(benchmark_fingerprint, 12)", "model_version"),
+    ),
+    "promotions": (Relation("model", "promotion", "model_version", "model_version || '#' || (file_row_number + 1)"),),
+    "predictions": (
+        Relation("example", "prediction", "example_id", "prediction_id"),
+        Relation("chunk", "prediction", "unnest(context_chunk_ids)", "prediction_id"),
+        Relation("weights", "prediction", "model_id", "prediction_id"),
+    ),
+    "requests": (
+        Relation("chunk", "request", "unnest(chunk_ids)", "request_id"),
+        Relation("model", "request", "model_version", "request_id"),
+    ),
+    "feedback": (Relation("request", "feedback", "request_id", "feedback_id"),),
+}
+_FORM = f"trace-{fingerprint(sorted(RELATIONS.items()))[:8]}"
+
+
+def key_of(name: str) -> int:
+    """Return the 64 bits that an id stands as, which are DuckDB's `md5_number_lower`."""
+    return int.from_bytes(hashlib.md5(name.encode(), usedforsecurity=False).digest()[:8], "little")
+
+
+class Pairs(NamedTuple):
+    """Edges as columns of equal length: both ends, and where it is said."""
+
+    near: np.ndarray
+    far: np.ndarray
+    piece: np.ndarray
+    row: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file of rows: a version of a table, or of what was served.
+
+    Attributes:
+        table: Its table.
+        task: Partition; of served rows, those that count.
+        version: Name of the version; of served rows, of the file.
+        file: Parquet.
+        empty: File of the same table without rows, for columns that an older release did not write.
+        at: Where its edges are stored; None for rows that are still being written.
+    """
+
+    table: str
+    task: str
+    version: str
+    file: Path
+    empty: Path
+    at: Path | None
+
+    @property
+    def dataset(self) -> str:
+        """Name of the content of a version of a table of rows to train or test on: the same rows, the same name."""
+        return f"{self.table}@{self.version[-12:]}"
+
+    def edges_sql(self, relation: Relation, inputs: list[str]) -> str:
+        """Return the query on the edges that the rows say: parent, child, and the number of the row."""
+        names = {"dataset": self.dataset, "inputs": f"{inputs}::VARCHAR[]"}
+        files = ", ".join("'" + str(file).replace("'", "''") + "'" for file in (self.file, self.empty))
+        where = f"WHERE coalesce(task, '') = '{self.task}'" if self.table in SERVED else ""
+        return (
+            f"SELECT {relation.parent_sql.format(**names)} AS parent, {relation.child_sql.format(**names)} AS child, "
+            f"file_row_number AS row FROM read_parquet([{files}], union_by_name = true, hive_partitioning = false, "
+            f"file_row_number = true) {where}"
+        )
+
+
+@dataclass(slots=True)
+class Piece:
+    """The edges of one file: for each relation six columns, three sorted by parent and three sorted by child."""
+
+    source: Source
+    edges: list[np.ndarray]
+
+
+def tasks_of(store: Store) -> list[str]:
+    """Return the tasks that have tables, in the order of their names."""
+    return sorted({folder.name for folder in (store.root / "tables").glob("*/*") if folder.is_dir()})
+
+
+@dataclass(slots=True)
+class Index:
+    """The edges of one task, newest file first.
+
+    Args:
+        store: Data folder.
+        task: Partition; an empty string for served requests that named no task.
+        progress: Given the files whose edges are not stored yet; what it yields is read.
+    """
+
+    store: Store
+    task: str
+    progress: Callable[[list[Source]], Iterator[Source]] = iter
+    pieces: list[Piece] = field(init=False)
+    _by_relation: dict[tuple[str, str], list[tuple[int, np.ndarray]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="ev-trace-") as scratch:
+            sources = [s for table in RELATIONS for s in self._sources(table, Path(scratch))]
+            new = [source for source in sources if source.at is None or not source.at.exists()]
+            built = {source: self._build(source) for source in self.progress(new)}
+        self.pieces = [Piece(s, built[s] if s in built else _load(s)) for s in sources]
+        self._drop({source.at for source in sources})
+        self._by_relation = {}
+        for number, piece in enumerate(self.pieces):
+            for relation, edges in zip(RELATIONS[piece.source.table], piece.edges, strict=True):
+                self._by_relation.setdefault((relation.parent, relation.child), []).append((number, edges))
+
+    def relations(self) -> list[tuple[str, str]]:
+        """Return the kinds, parent and child, that rows of this store join."""
+        return list(self._by_relation)
+
+    def follow(self, parent: str, child: str, keys: Keys, *, down: bool, first: bool = False) -> Pairs:
+        """Return the edges at some nodes.
+
+        Args:
+            parent: Kind.
+            child: Kind.
+            keys: Nodes: of the parent's kind if `down`, else of the child's.
+            down: Direction.
+            first: Whether a node has one far end only, so that the newest file that names it tells all.
+        """
+        found: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        left = keys
+        for number, edges in self._by_relation.get((parent, child), []):
+            near, far, rows = edges[:3] if down else edges[3:]
+            low = np.searchsorted(near, left)
+            counts = np.searchsorted(near, left, side="right") - low
+            total = int(counts.sum())
+            if not total:
+                continue
+            starts = np.repeat(low - np.cumsum(counts) + counts, counts)
+            at = starts + np.arange(total)
+            found.append((np.repeat(left, counts), far[at], np.full(total, number, np.int32), rows[at]))
+            if first:
+                left = left[counts == 0]
+                if not left.size:
+                    break
+        if not found:
+            return Pairs(NOTHING, NOTHING, np.empty(0, np.int32), NOTHING)
+        return Pairs(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+    # ---- files ----
+
+    def _sources(self, table: str, scratch: Path) -> list[Source]:
+        folder = self.store.root / "lineage" / _FORM / table / (self.task or "-")
+        if table in SERVED:
+            return self._served(table, folder, scratch)
+        versions = sorted((self.store.root / "tables" / table / self.task).glob("*.json"), reverse=True)
+        files = [version.with_suffix(".parquet") for version in versions] if self.task else []
+        empty = self.store.current_files(table)[0] if files else Path()
+        return [self._source(table, file, empty, folder) for file in files if file.exists()]
+
+    def _served(self, table: str, folder: Path, scratch: Path) -> list[Source]:
+        segments = Segments(self.store.root, table)
+        segments.ensure()
+        empty = segments.root / "empty" / "empty.parquet"
+        # Journals first, since they may be rolled meanwhile: a row met twice is the same edge.
+        open_ = [
+            (scratch / f"{table}-{journal.stem}.parquet", parse(table, journal.read_bytes()))
+            for journal in segments.unrolled()
+        ]
+        for file, rows in open_:
+            rows.write_parquet(file)
+        live = [Source(table, self.task, file.stem, file, empty, None) for file, _ in open_]
+        days = [file for day in reversed(segments.days()) for file in segments.parquet(day)]
+        return live + [self._source(table, file, empty, folder) for file in days]
+
+    def _source(self, table: str, file: Path, empty: Path, folder: Path) -> Source:
+        seen = file.stat()
+        at = folder / f"{file.stem}.{seen.st_size}-{seen.st_mtime_ns}.npy"
+        return Source(table, self.task, file.stem, file, empty, at)
+
+    def _build(self, source: Source) -> list[np.ndarray]:
+        edges = []
+        with duckdb.connect() as connection:
+            for relation in RELATIONS[source.table]:
+                rows = connection.execute(
+                    "SELECT coalesce(md5_number_lower(parent), 0) AS parent, coalesce(md5_number_lower(child), 0) AS "
+                    f"child, row::UBIGINT AS row FROM ({source.edges_sql(relation, inputs_of(self.store, source))})"
+                ).fetchnumpy()
+                columns = [np.ma.getdata(rows[name]).astype(np.uint64) for name in ("parent", "child", "row")]
+                parent, child, row = columns
+                down, up = np.lexsort((row, parent)), np.lexsort((row, child))
+                edges.append(np.stack([parent[down], child[down], row[down], child[up], parent[up], row[up]]))
+        if source.at is not None:
+            header = np.array([e.shape[1] for e in edges], np.uint64)
+            buffer = io.BytesIO()
+            np.save(buffer, np.concatenate([header, *(e.ravel() for e in edges)]))
+            write_atomic(source.at, buffer.getvalue(), 0o600, sync=False)
+        return edges
+
+    def _drop(self, wanted: set[Path | None]) -> None:
+        """Remove what no version is left of."""
+        root = self.store.root / "lineage"
+        for folder in root.glob("trace-*"):
+            if folder.name != _FORM:
+                shutil.rmtree(folder, ignore_errors=True)
+        for file in (root / _FORM).glob(f"*/{self.task or '-'}/*.npy"):
+            if file not in wanted:
+                with contextlib.suppress(FileNotFoundError):
+                    file.unlink()
+
+
+def inputs_of(store: Store, source: Source) -> list[str]:
+    """Return the names of the datasets that an adapter was trained on, which its record tells; of others, none."""
+    if source.table != "adapter":
+        return []
+    inputs = store.record(source.table, source.task, source.version).inputs
+    return [f"{name}@{inputs[name][:12]}" for name in ("training_set", "validation_set") if name in inputs]
+
+
+def _load(source: Source) -> list[np.ndarray]:
+    assert source.at is not None  # noqa: S101 - rows that are still being written are built each time
+    stored = np.load(source.at, mmap_mode="r")
+    relations = RELATIONS[source.table]
+    sizes = [int(n) for n in stored[: len(relations)]]
+    edges, start = [], len(relations)
+    for n in sizes:
+        edges.append(stored[start : start + 6 * n].reshape(6, n))
+        start += 6 * n
+    return edges
+
+
+assert set(RELATIONS) <= {*TABLES, *SERVED}  # noqa: S101
