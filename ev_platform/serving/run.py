@@ -95,12 +95,7 @@ def serving(
     """
     # Replicas are other processes, which may stand in another folder.
     data_root, tasks_dir = data_root.resolve(), tasks_dir.resolve()
-    _check_models(models, None if load else (data_root, tasks_dir))
-    if not keys.has_live_key(data_root, "query"):
-        raise UserError(
-            f"There is no live API key that may ask in {data_root / 'keys.json'}: make one with "
-            "`ev-platform keys create NAME`."
-        )
+    check(models, data_root, tasks_dir, is_registered=load is None)
     endpoint.check()
     with _local_ray(data_root, n_processes=len(models) * replicas) as n_cpus:
         from ray import serve as ray_serve
@@ -115,8 +110,18 @@ def serving(
             ray_serve.delete(_APP)  # waits for the answers under way
 
 
-def _check_models(models: Sequence[str], registry: tuple[Path, Path] | None) -> None:
-    """Tell a wrong name before Ray starts."""
+def check(models: Sequence[str], data_root: Path, tasks_dir: Path, *, is_registered: bool = True) -> None:
+    """Tell what is wrong before a model is loaded.
+
+    Args:
+        models: See `live.split_model`.
+        data_root: Data folder.
+        tasks_dir: Folder of task folders.
+        is_registered: Whether the models come from the registry.
+
+    Raises:
+        UserError: If a model is named twice or is not there, or there is no live key.
+    """
     from ev_platform.registry import resolve
     from ev_platform.serving.live import split_model
     from ev_platform.storage import Store
@@ -127,10 +132,14 @@ def _check_models(models: Sequence[str], registry: tuple[Path, Path] | None) -> 
         raise UserError(f"{twice} is named twice: name each model once, and say how many copies with --replicas.")
     for model in models:
         task, name = split_model(model)
-        if registry:
-            data_root, tasks_dir = registry
+        if is_registered:
             get_task(task, tasks_dir)
             resolve(Store(data_root), task, name)
+    if not keys.has_live_key(data_root, "query"):
+        raise UserError(
+            f"There is no live API key that may ask in {data_root / 'keys.json'}: make one with "
+            "`ev-platform keys create NAME`."
+        )
 
 
 @contextlib.contextmanager
@@ -187,24 +196,19 @@ def _deploy(models: Sequence[str], servers: _ModelServers, endpoint: Endpoint) -
     """Start the gateway and the replicas, and wait until requests reach them."""
     from ray import serve as ray_serve
 
-    from ev_platform.serving.app import ListeningGateway, ModelServer
-    from ev_platform.serving.live import load_from_registry
+    from ev_platform.serving.app import ListeningGateway
+    from ev_platform.serving.build import bind_models
 
     config = servers.config
-    load = servers.load or partial(load_from_registry, engine_url=config.engine_url)
-    # A replica refuses by itself what would wait too long, in OpenAI's error form; Serve's own bounds stand outside.
-    most_at_once = 4 * (config.max_waiting + config.max_batch)
-    bound = {
-        model: ModelServer.options(
-            name=model,
-            num_replicas=servers.replicas,
-            max_ongoing_requests=most_at_once,
-            max_queued_requests=most_at_once,
-            # Ray sets OMP_NUM_THREADS of a process to the CPUs that it was promised.
-            ray_actor_options={"num_cpus": servers.n_cpus // (len(models) * servers.replicas)},
-        ).bind(load, servers.data_root, servers.tasks_dir, model, config)
-        for model in models
-    }
+    bound = bind_models(
+        models,
+        servers.load,
+        servers.data_root,
+        servers.tasks_dir,
+        config,
+        replicas=servers.replicas,
+        cpus=servers.n_cpus // (len(models) * servers.replicas),
+    )
     try:
         gateway = ListeningGateway.bind(bound, servers.data_root, config, endpoint)
         ray_serve.run(gateway, name=_APP, route_prefix=None)
