@@ -24,6 +24,7 @@ from ev_platform.collect.bodies import rows_by_url
 from ev_platform.collect.fetch import Fetcher
 from ev_platform.collect.frontier import Address, Frontier
 from ev_platform.collect.journal import Journal
+from ev_platform.collect.refused import refused_addresses
 from ev_platform.collect.site import Mirrors, serve_mirrors
 from ev_platform.collect.sitemap import read_sitemaps
 from ev_platform.collect.urls import address_key, normalise
@@ -64,8 +65,9 @@ def collect_pages(task: Task, store: Store, *, previous: pl.DataFrame, user_agen
     Returns:
         `raw_pages`, one row an address, sorted by url, HTML pages (`web`) and linked PDFs (`pdf`). A page that could
         not be had is a row with its `drop_reason`; one that was there the last time and now answers 404 or 410 is
-        `gone` and names its last bytes; one that asks not to be indexed is `noindex`. Links that leave the allowed
-        hosts are not followed or recorded.
+        `gone` and names its last bytes; one that asks not to be indexed is `noindex`; one that was taken down, or
+        leads to such a one, is `taken_down` and is not fetched. Links that leave the allowed hosts are not followed or
+        recorded.
 
     Raises:
         UserError: If a seed cannot be reached or answers with an error, or the sources contradict themselves.
@@ -93,12 +95,13 @@ async def _crawl(
     sources = task.sources
     seeds, allowed = _seeds_and_hosts(task)
     async with AsyncExitStack() as stack:
-        fetcher = Fetcher(sources, allowed, mirrors, user_agent)
+        refused = refused_addresses(store, task.name)
+        fetcher = Fetcher(sources, allowed, mirrors, user_agent, refused)
         stack.push_async_callback(fetcher.close)
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
         bar = stack.enter_context(tqdm(desc=f"collect {task.name}", unit=" pages", disable=None))
         known = {address_key(row.url): row for row in previous}
-        visitor = Visitor(sources, store, known, fetcher, journal, pool, user_agent)
+        visitor = Visitor(sources, store, known, fetcher, journal, pool, user_agent, refused)
         gates: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(2 * sources.per_host_concurrency))
         # As many again as are fetched may be waiting for a thread: this bounds the bodies that are held in memory.
         all_gates = asyncio.Semaphore(2 * sources.concurrency)

@@ -16,10 +16,11 @@ from urllib.request import getproxies, proxy_bypass
 from ev_platform.collect.addresses import Addresses
 from ev_platform.collect.browser import Renderer
 from ev_platform.collect.pace import Host
+from ev_platform.collect.refused import TAKEN_DOWN
 from ev_platform.collect.robots import MAX_ROBOTS_BYTES, Robots
 from ev_platform.collect.site import Mirrors
 from ev_platform.collect.transfer import Answer, Client
-from ev_platform.collect.urls import normalise
+from ev_platform.collect.urls import address_key, normalise
 from ev_platform.tasks import Sources
 
 MAX_REDIRECTS = 10
@@ -40,6 +41,7 @@ class Fetcher:
         allowed_hosts: `host` (any port) or `host:port`.
         mirrors: Sites that are served from folders.
         user_agent: Sent with every request; robots.txt is read for it.
+        refused: Keys of addresses that were taken down: they are not asked for, nor followed to.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Fetcher:
         allowed_hosts: frozenset[str],
         mirrors: Mirrors,
         user_agent: str,
+        refused: frozenset[str] = frozenset(),
     ):
         self._sources = sources
+        self._refused = refused
         self._allowed = allowed_hosts
         self._mirrors = mirrors
         self._user_agent = user_agent
@@ -86,7 +90,7 @@ class Fetcher:
 
         Returns:
             The answer; a status of 304 without a `drop_reason` says that the conditions' page has not changed. Reasons
-            are those of `Client.request` and `host_not_allowed`, `private_address`, `robots_disallowed`,
+            are those of `Client.request` and `host_not_allowed`, `taken_down`, `private_address`, `robots_disallowed`,
             `crawl_delay_too_long`, `redirect_off_site`, `too_many_redirects`, `empty_body` and `http_<status>`; where
             robots.txt could not be had, its own reason.
         """
@@ -141,6 +145,8 @@ class Fetcher:
         """Return an answer that carries the robots decision and, where the address may not be asked, the reason."""
         if not self.is_allowed(url):
             return Answer(url, drop_reason="host_not_allowed")
+        if address_key(url) in self._refused:
+            return Answer(url, drop_reason=TAKEN_DOWN)
         refusal = await self._out_of_bounds(url)
         if refusal is not None:
             return refusal

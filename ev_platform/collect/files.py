@@ -21,6 +21,7 @@ from urllib.request import url2pathname
 import polars as pl
 
 from ev_platform.collect.bodies import HTML, PDF, TEXT, as_gone, blank_row, keep_first_seen, rows_by_url, sniff
+from ev_platform.collect.refused import TAKEN_DOWN, refused_addresses
 from ev_platform.errors import UserError
 from ev_platform.records import RawBody, to_frame
 from ev_platform.storage import Store, fingerprint
@@ -45,20 +46,21 @@ def collect_pdfs(task: Task, store: Store, *, previous: pl.DataFrame) -> pl.Data
 
     Returns:
         `raw_pdfs`, one row a file, sorted by url: the path below the task's folder where the glob is relative,
-        `inbox/` and the path below the drop folder, else a `file:` address. A file that is no PDF, empty, too large or
-        unreadable has a `drop_reason`; one that was there the last time and does not exist any more is `gone`.
+        `inbox/` and the path below the drop folder, else a `file:` address. A file that is no PDF, empty, too large,
+        unreadable or taken down has a `drop_reason`; one that was there the last time and does not exist any more is
+        `gone`.
 
     Raises:
         UserError: If a glob matches no file and never did, or two files have the same address.
     """
-    known = rows_by_url(previous)
+    known, refused = rows_by_url(previous), refused_addresses(store, task.name)
     files = _match_all(task, task.sources.pdfs, "PDF", known)
     taken = set(files.values())
     for file, url in _inbox(task, store):
         if url in taken:
             raise UserError(f"{file} has the address {url}, as a file of {task.folder} has: rename one of them.")
         files.setdefault(file.resolve(), url)
-    rows = {url: _read(file, url, "pdf", task, store, known.get(url)) for file, url in files.items()}
+    rows = {url: _read(file, url, "pdf", task, store, known.get(url), refused) for file, url in files.items()}
     rows |= _gone(rows, known, task, store)
     return to_frame("raw_pdfs", [rows[url] for url in sorted(rows)])
 
@@ -78,19 +80,19 @@ def collect_texts(task: Task, store: Store, *, previous: pl.DataFrame) -> pl.Dat
         `raw_texts`, one row a text, files by url and then rows in the file's order. The address of a file is `file:`
         and the path below the task's folder (`file:docs/keys.md`), or the absolute one where the glob is absolute; of
         a row it is the task, the file and the place as a spreadsheet shows it (`task:my_task/unstructured.csv#row=12`).
-        What is no text, empty, too large or unreadable has a `drop_reason`; a file that was there the last time and
-        does not exist any more is `gone`.
+        What is no text, empty, too large, unreadable or taken down has a `drop_reason`; a file that was there the
+        last time and does not exist any more is `gone`.
 
     Raises:
         UserError: If a glob matches no file and never did, or `unstructured.csv` cannot be parsed at all.
     """
-    known = rows_by_url(previous)
+    known, refused = rows_by_url(previous), refused_addresses(store, task.name)
     files = _match_all(task, task.sources.texts, "text", known)
-    rows = {url: _read(file, url, "text", task, store, known.get(url)) for file, url in files.items()}
+    rows = {url: _read(file, url, "text", task, store, known.get(url), refused) for file, url in files.items()}
     rows |= _gone(rows, known, task, store)
     found = [rows[url] for url in sorted(rows)]
     if get_task_type(task.config.type).has_corpus:
-        found += _read_rows(task, store, known)
+        found += _read_rows(task, store, known, refused)
         store.sync_blobs()
     return to_frame("raw_texts", found)
 
@@ -188,8 +190,12 @@ def _places(url: str, task: Task, store: Store) -> list[Path]:
     return [task.folder / url, *([dropped] if url.startswith(_INBOX) else [])]
 
 
-def _read(file: Path, url: str, kind: str, task: Task, store: Store, known: RawBody | None) -> RawBody:
+def _read(
+    file: Path, url: str, kind: str, task: Task, store: Store, known: RawBody | None, refused: frozenset[str]
+) -> RawBody:
     row = blank_row(url, kind, task.sources)
+    if url in refused:
+        return keep_first_seen(replace(row, drop_reason=TAKEN_DOWN), known)
     limit = task.sources.max_bytes
     data = b""
     try:
@@ -221,7 +227,7 @@ def _is_text(data: bytes, content_type: str) -> bool:
     return content_type in (TEXT, "application/json", "application/xml")
 
 
-def _read_rows(task: Task, store: Store, known: Mapping[str, RawBody]) -> list[RawBody]:
+def _read_rows(task: Task, store: Store, known: Mapping[str, RawBody], refused: frozenset[str]) -> list[RawBody]:
     """Return a row for each text of `unstructured.csv`, in the file's order; none where there is no such file."""
     if not row_files(task, "unstructured"):
         return []
@@ -229,7 +235,9 @@ def _read_rows(task: Task, store: Store, known: Mapping[str, RawBody]) -> list[R
     for file, place, text in scan_placed_texts(task):
         url = f"{_ROWS}{task.name}/{file.name}#{place.replace(' ', '=')}"
         row = blank_row(url, "text", task.sources)
-        if isinstance(text, Problem):
+        if url in refused:
+            row = replace(row, drop_reason=TAKEN_DOWN)
+        elif isinstance(text, Problem):
             row = replace(row, drop_reason="unusable_row", drop_detail=text.sentence)
         else:
             data = text.encode()

@@ -48,7 +48,8 @@ _TAG = re.compile(
 _ATTRIBUTE = re.compile(r"""([^\s=/"'>]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>][^\s>]*)))?""")
 
 
-def _attributes(text: str) -> dict[str, str]:
+def tag_attributes(text: str) -> dict[str, str]:
+    """Return the attributes that are written in a tag; of two of one name, the first (HTML standard, 13.2.5.33)."""
     found: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE.findall(text):
         found.setdefault(name.lower(), unescape(double or single or bare))
@@ -58,7 +59,7 @@ def _attributes(text: str) -> dict[str, str]:
 @lru_cache(maxsize=20_000)  # a site's pages share most of their links
 def _href(text: str, obey: bool) -> str | None:
     """Return where the attributes of an `<a>` lead, or None where that is nowhere, too far, or not to be followed."""
-    attributes = _attributes(text)
+    attributes = tag_attributes(text)
     if obey and "nofollow" in attributes.get("rel", "").lower().split():
         return None
     href = attributes.get("href")
@@ -100,7 +101,7 @@ def read_links(
                 if len(hrefs) >= MAX_LINKS:
                     break
             continue
-        attributes = _attributes(written)
+        attributes = tag_attributes(written)
         if kind == "base":
             base = base or attributes.get("href")
         elif obey and (name := attributes.get("name", "").strip().lower()) in ("robots", agent):

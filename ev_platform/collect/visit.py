@@ -19,6 +19,7 @@ from ev_platform.collect.fetch import Fetcher
 from ev_platform.collect.frontier import Address
 from ev_platform.collect.journal import Journal
 from ev_platform.collect.links import PageLinks, read_links, read_robots_header
+from ev_platform.collect.refused import TAKEN_DOWN, canonical_key
 from ev_platform.collect.urls import address_key, extension
 from ev_platform.records import RawBody
 from ev_platform.storage import Store, now
@@ -39,6 +40,7 @@ class Visitor:
         journal: Has what this crawl did before it was cut off, and takes what it does now.
         pool: Threads for large bodies, so that requests go on meanwhile.
         user_agent: Robots rules inside pages are read for its product token.
+        refused: Keys of addresses that were taken down.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Visitor:
         journal: Journal,
         pool: Executor,
         user_agent: str,
+        refused: frozenset[str] = frozenset(),
     ):
         self._sources = sources
         self._store = store
@@ -57,12 +60,13 @@ class Visitor:
         self._fetcher = fetcher
         self._journal = journal
         self._pool = pool
+        self._refused = refused
         self._agent = user_agent.partition("/")[0].strip().lower()
 
     async def visit(self, address: Address) -> tuple[RawBody, list[str]]:
         """Return the row of an address and the links to follow from it."""
         done = self._journal.get(address.url)
-        if done is not None and self._is_whole(done):
+        if done is not None and self._is_whole(done) and not self._is_refused(done):
             row = replace(done, depth=address.depth, referrer=address.referrer)
             return row, (await self._read_stored(row)).links
         row, page = await self._ask(address)
@@ -112,6 +116,9 @@ class Visitor:
             row = replace(asked, content_type=media_type, n_bytes=len(answer.body), **refused)
             return keep_first_seen(row, before), PageLinks([])
         body = answer.body
+        if media_type == HTML and self._refused and canonical_key(body, answer.url) in self._refused:
+            refused = {"drop_reason": TAKEN_DOWN, "drop_detail": "it names an address that was taken down as its own"}
+            return keep_first_seen(replace(asked, content_type=media_type, **refused), before), PageLinks([])
         if media_type == HTML and is_rendered:
             body = await self._fetcher.render(answer)
             asked = replace(asked, etag=None, last_modified=None)
@@ -158,6 +165,9 @@ class Visitor:
         if len(body) < _LONG_BYTES:
             return function(*args)
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+    def _is_refused(self, row: RawBody) -> bool:
+        return not self._refused.isdisjoint((address_key(row.url), address_key(row.final_url)))
 
     def _is_whole(self, row: RawBody) -> bool:
         if row.path is None or row.drop_reason == "gone":

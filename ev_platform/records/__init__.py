@@ -62,6 +62,7 @@ from ev_platform.records.scores import (
     SeedScore,
 )
 from ev_platform.records.serving import Feedback, ServedRequest
+from ev_platform.records.takedown import Takedown
 
 TABLES: dict[str, type] = {
     "raw_pages": RawBody,
@@ -109,6 +110,7 @@ TABLES: dict[str, type] = {
     "exports": ModelArtifact,
     "published_models": Publication,
     "question_drift": QuestionDrift,
+    "takedowns": Takedown,
 }
 # Not materialized by the graph but appended while serving (`serving.journal`).
 SERVED: dict[str, type] = {"requests": ServedRequest, "feedback": Feedback}
