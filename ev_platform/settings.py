@@ -43,6 +43,9 @@ class Settings(BaseSettings):
         max_waiting: Questions that may wait for one replica of a model.
         max_batch: Prompts that are completed together at most.
         engine_url: Of a server of vLLM that writes the answers (`ev-platform models vllm`); none by default.
+        dagster_url: Where Dagster's UI is reached, as `http://127.0.0.1:3000`; runs are started there while
+            it answers.
+        failure_webhook: Address that is told, as JSON, of every run that failed.
         browser_path: Chromium or Chrome for sources with `fetcher: browser`; by default playwright's own, else the
             system's.
     """
@@ -72,6 +75,8 @@ class Settings(BaseSettings):
     max_waiting: int = Field(default=64, ge=1)
     max_batch: int = Field(default=16, ge=1, le=256)
     engine_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
+    dagster_url: str | None = Field(default=None, pattern=r"^https?://[^/]+(/[^?#]*[^/?#])?$")
+    failure_webhook: SecretStr | None = None
     browser_path: Path | None = None
 
     @property
