@@ -2,9 +2,9 @@
 
 Versions are immutable files, so each is read once: `<data>/lineage/trace-<form>/<table>/<task>/<version>.<stamp>.npy`
 holds for each relation of the table the pairs (parent, child) sorted by parent and sorted by child, and the number of
-the row that says so. Ids stand there as 64 bits of their MD5 (among 10 million ids of a task, one chance in 370,000 that
-two share them), never text. The stamp is size and time of the version's file: a version that was rewritten in its place
-is read anew, one that is gone takes its pairs with it. Deleting the folder costs time and nothing else.
+the row that says so. Ids stand there as 64 bits of their MD5 (some two of 10 million share them with a chance of one in
+370,000), never text. The stamp is size and time of the version's file: a version that was rewritten in its place is
+read anew, one that is gone takes its pairs with it. Deleting the folder costs time and nothing else.
 
 What does not belong here: how far edges are followed (`trace`), what a row tells (`trace_facts`).
 """
@@ -67,7 +67,10 @@ RELATIONS: dict[str, tuple[Relation, ...]] = {
         Relation("body", "document", "fetched_url || '#sha256=' || content_sha256", "document_id"),
         Relation("url", "document", "CASE WHEN url <> fetched_url THEN url END", "document_id"),
     ),
-    "chunks": (Relation("document", "chunk", "document_id", "chunk_id"),),
+    "chunks": (
+        Relation("document", "chunk", "document_id", "chunk_id"),
+        Relation("chunk", "dataset", "chunk_id", "'{dataset}'"),
+    ),
     "qa_candidates": (*_ORIGIN, _ASKED, _MADE),
     "examples": (*_ORIGIN, _ASKED, _MADE),
     "rejected_examples": (*_ORIGIN, _ASKED, _MADE),
@@ -82,7 +85,12 @@ RELATIONS: dict[str, tuple[Relation, ...]] = {
     "registered_model": (
         Relation("adapter", "weights", "adapter_id", "serving_model_id"),
         Relation("weights", "model", "serving_model_id", "model_version"),
-        Relation("dataset", "model", "'benchmark@' || left(benchmark_fingerprint, 12)", "model_version"),
+        Relation(
+            "dataset",
+            "model",
+            "unnest(['benchmark@' || left(benchmark_fingerprint, 12), 'chunks@' || left(chunks_fingerprint, 12)])",
+            "model_version",
+        ),
     ),
     "promotions": (Relation("model", "promotion", "model_version", "model_version || '#' || (file_row_number + 1)"),),
     "predictions": (
@@ -91,8 +99,8 @@ RELATIONS: dict[str, tuple[Relation, ...]] = {
         Relation("weights", "prediction", "model_id", "prediction_id"),
     ),
     "requests": (
-        Relation("chunk", "request", "unnest(chunk_ids)", "request_id"),
         Relation("model", "request", "model_version", "request_id"),
+        Relation("chunk", "request", "unnest(chunk_ids)", "request_id"),
     ),
     "feedback": (Relation("request", "feedback", "request_id", "feedback_id"),),
 }
@@ -101,7 +109,7 @@ _FORM = f"trace-{fingerprint(sorted(RELATIONS.items()))[:8]}"
 
 def key_of(name: str) -> int:
     """Return the 64 bits that an id stands as, which are DuckDB's `md5_number_lower`."""
-    return int.from_bytes(hashlib.md5(name.encode(), usedforsecurity=False).digest()[:8], "little")
+    return int.from_bytes(hashlib.md5(name.encode(), usedforsecurity=False).digest()[8:], "little")
 
 
 class Pairs(NamedTuple):
@@ -135,12 +143,12 @@ class Source:
 
     @property
     def dataset(self) -> str:
-        """Name of the content of a version of a table of rows to train or test on: the same rows, the same name."""
+        """Name of what a version of a table holds: the same rows, the same name."""
         return f"{self.table}@{self.version[-12:]}"
 
     def edges_sql(self, relation: Relation, inputs: list[str]) -> str:
         """Return the query on the edges that the rows say: parent, child, and the number of the row."""
-        names = {"dataset": self.dataset, "inputs": f"{inputs}::VARCHAR[]"}
+        names = {"dataset": self.dataset, "inputs": f"{inputs or '[NULL]'}::VARCHAR[]"}
         files = ", ".join("'" + str(file).replace("'", "''") + "'" for file in (self.file, self.empty))
         where = f"WHERE coalesce(task, '') = '{self.task}'" if self.table in SERVED else ""
         return (
@@ -177,19 +185,37 @@ class Index:
     task: str
     progress: Callable[[list[Source]], Iterator[Source]] = iter
     pieces: list[Piece] = field(init=False)
+    _scratch: tempfile.TemporaryDirectory = field(init=False)
     _by_relation: dict[tuple[str, str], list[tuple[int, np.ndarray]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="ev-trace-") as scratch:
-            sources = [s for table in RELATIONS for s in self._sources(table, Path(scratch))]
-            new = [source for source in sources if source.at is None or not source.at.exists()]
-            built = {source: self._build(source) for source in self.progress(new)}
+        # Rows that are still being written, as Parquet; the folder goes with this object.
+        self._scratch = tempfile.TemporaryDirectory(prefix="ev-trace-")
+        sources = [s for table in RELATIONS for s in self._sources(table, Path(self._scratch.name))]
+        new = [source for source in sources if source.at is None or not source.at.exists()]
+        built = {source: self._build(source) for source in self.progress(new)}
         self.pieces = [Piece(s, built[s] if s in built else _load(s)) for s in sources]
         self._drop({source.at for source in sources})
         self._by_relation = {}
         for number, piece in enumerate(self.pieces):
             for relation, edges in zip(RELATIONS[piece.source.table], piece.edges, strict=True):
                 self._by_relation.setdefault((relation.parent, relation.child), []).append((number, edges))
+
+    def locate(self, table: str, kind: str, keys: Keys) -> Iterator[tuple[int, int, int]]:
+        """Yield (key, piece, row) of nodes in the newest version of a table that has them."""
+        relation = next(n for n, r in enumerate(RELATIONS[table]) if kind in (r.parent, r.child))
+        is_parent = RELATIONS[table][relation].parent == kind
+        for number, piece in enumerate(self.pieces):
+            if piece.source.table != table or not keys.size:
+                continue
+            near, _, rows = piece.edges[relation][:3] if is_parent else piece.edges[relation][3:]
+            if near.size:
+                at = np.minimum(np.searchsorted(near, keys), near.size - 1)
+                is_here = near[at] == keys
+                yield from (
+                    (int(key), number, int(row)) for key, row in zip(keys[is_here], rows[at[is_here]], strict=True)
+                )
+                keys = keys[~is_here]
 
     def relations(self) -> list[tuple[str, str]]:
         """Return the kinds, parent and child, that rows of this store join."""
@@ -211,12 +237,11 @@ class Index:
             near, far, rows = edges[:3] if down else edges[3:]
             low = np.searchsorted(near, left)
             counts = np.searchsorted(near, left, side="right") - low
-            total = int(counts.sum())
-            if not total:
+            at = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+            at = at[far[at] != 0]
+            if not at.size:
                 continue
-            starts = np.repeat(low - np.cumsum(counts) + counts, counts)
-            at = starts + np.arange(total)
-            found.append((np.repeat(left, counts), far[at], np.full(total, number, np.int32), rows[at]))
+            found.append((near[at], far[at], np.full(at.size, number, np.int32), rows[at]))
             if first:
                 left = left[counts == 0]
                 if not left.size:
