@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ev_platform.engine import Completion, check_window
+from ev_platform.decoding import Completion
+from ev_platform.engine_base import check_window
 from ev_platform.errors import UserError
 from ev_platform.pooling import classifier_class
 from ev_platform.prompting import Messages, split_input

@@ -16,33 +16,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ev_platform.decoding import Completion, Draft
-from ev_platform.engine_base import (
-    BatchWriter,
-    Engine,
-    Likelihood,
-    Writer,
-    WriterBase,
-    batches_of,
-    check_texts,
-    check_window,
-    read_window,
-)
+from ev_platform.decoding import Draft
+from ev_platform.engine_base import Engine, Likelihood, WriterBase, check_texts, read_window
 from ev_platform.prompting import Messages
 from ev_platform.training.base import architecture_of
-
-__all__ = [
-    "BatchWriter",
-    "CTranslate2Engine",
-    "Completion",
-    "Engine",
-    "Likelihood",
-    "TransformersEngine",
-    "Writer",
-    "batches_of",
-    "check_window",
-    "load_engine",
-]
 
 # With less than this to read for a token, two threads wait for each other longer than they share work: the bundled
 # model (0.14 GB) writes half as many tokens a second again with one (`make bench`).

@@ -51,14 +51,14 @@ def best_score(hits: Sequence[Hit]) -> float:
     return max((hit.score for hit in hits), default=-1.0)
 
 
-def is_too_far(hits: Sequence[Hit], min_score: float | None) -> bool:
+def is_too_far(score: float, min_score: float | None) -> bool:
     """Return whether no retrieved passage is near enough to its question for an answer.
 
     Args:
-        hits: What was retrieved for the question.
+        score: Of what was retrieved for the question; see `best_score`.
         min_score: Least cosine of the nearest; None: everything is near enough.
     """
-    return min_score is not None and best_score(hits) < min_score
+    return min_score is not None and score < min_score
 
 
 @cache

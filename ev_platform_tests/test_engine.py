@@ -3,7 +3,8 @@ import time
 import pytest
 
 from ev_platform.decoding import Prompt
-from ev_platform.engine import CTranslate2Engine, TransformersEngine, batches_of
+from ev_platform.engine import CTranslate2Engine, TransformersEngine
+from ev_platform.engine_base import batches_of
 from ev_platform.errors import UserError
 from ev_platform.training.base import BUNDLED, write_base_model
 from ev_platform.training.export import export_serving_model

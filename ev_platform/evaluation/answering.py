@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ev_platform.prompting import passage_text
-from ev_platform.retrieval import Retriever, is_too_far
+from ev_platform.retrieval import Retriever, best_score, is_too_far
 
 Row = Mapping[str, Any]  # of the table `benchmark`
 
@@ -102,7 +102,9 @@ class Search:
         }
         is_searched = retriever is not None
         self._too_far = {
-            question for question, best in zip(asked, hits, strict=True) if is_searched and is_too_far(best, min_score)
+            question
+            for question, best in zip(asked, hits, strict=True)
+            if is_searched and is_too_far(best_score(best), min_score)
         }
 
     def __call__(self, row: Row) -> tuple[Passage, ...]:

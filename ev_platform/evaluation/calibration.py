@@ -20,7 +20,7 @@ import yaml
 from ev_platform.errors import UserError
 from ev_platform.evaluation.predicting import evaluated_rows
 from ev_platform.records import AbstentionScore, AbstentionShare, to_frame
-from ev_platform.retrieval import Retriever, best_score
+from ev_platform.retrieval import Retriever, best_score, is_too_far
 from ev_platform.tasks import Task, TaskConfig
 from ev_platform.tasks.splitting import spread_evenly
 from ev_platform.tasks.types import get_task_type
@@ -222,7 +222,7 @@ def wilson(n: int, of: int) -> tuple[float, float]:
 def _tables(
     scored: Sequence[tuple[str, str, str, float]], min_score: float | None, reason: str
 ) -> dict[str, pl.DataFrame]:
-    rows = [AbstentionScore(g, s, q, score, _is_refused(score, min_score)) for g, s, q, score in scored]
+    rows = [AbstentionScore(g, s, q, score, is_too_far(score, min_score)) for g, s, q, score in scored]
     shares = []
     for group in GROUPS:
         own = [row.is_refused for row in rows if row.group == group]
@@ -237,10 +237,6 @@ def _tables(
         "abstention_calibration": to_frame("abstention_calibration", shares),
         "abstention_scores": to_frame("abstention_scores", rows),
     }
-
-
-def _is_refused(score: float, min_score: float | None) -> bool:
-    return min_score is not None and score < min_score
 
 
 def min_score_of(calibration: pl.DataFrame) -> float | None:

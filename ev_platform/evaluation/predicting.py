@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from tqdm import tqdm
 
-from ev_platform.engine import Engine
+from ev_platform.engine_base import Engine
 from ev_platform.errors import UserError
 from ev_platform.evaluation.answering import Answer, System
 from ev_platform.evaluation.metrics import groundedness, is_abstention, score_answers, score_labels

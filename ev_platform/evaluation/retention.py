@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from ev_platform.engine import Engine, Writer
+from ev_platform.engine_base import Engine, Writer
 from ev_platform.evaluation.statistics import Difference, paired_difference
 from ev_platform.prompting import Messages
 from ev_platform.records import GeneralAnswer, to_frame

@@ -19,7 +19,7 @@ from math import ceil
 import numpy as np
 import polars as pl
 
-from ev_platform.engine import Engine
+from ev_platform.engine_base import Engine
 from ev_platform.prompting import Messages, passage_text
 from ev_platform.records import InferenceFigure, to_frame
 from ev_platform.tasks import EvaluationConfig

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from ev_platform.engine import Completion, Engine
+from ev_platform.decoding import Completion
+from ev_platform.engine_base import Engine
 from ev_platform.evaluation.answering import Answer, Passage, Row, Search, System
 from ev_platform.evaluation.floors import FirstSentence, LinearProbe, Majority
 from ev_platform.retrieval import Retriever

@@ -16,14 +16,15 @@ import numpy as np
 import polars as pl
 
 from ev_platform.encoder import HEADS
-from ev_platform.engine import Engine, load_engine
+from ev_platform.engine import load_engine
+from ev_platform.engine_base import Engine
 from ev_platform.errors import UserError
 from ev_platform.prompting import passage_text
 from ev_platform.registry.digests import is_intact
 from ev_platform.registry.prune import pruned_at
 from ev_platform.registry.similarity import trained_vectors
 from ev_platform.registry.versions import resolve, template_fingerprint
-from ev_platform.retrieval import Hit, Retriever, embed, is_too_far
+from ev_platform.retrieval import Hit, Retriever, best_score, embed, is_too_far
 from ev_platform.storage import Store
 from ev_platform.tasks import NO_ANSWER, Task
 from ev_platform.tasks.types import TaskType, get_task_type
@@ -114,7 +115,7 @@ class Release:
 
         It is not asked about a question that brings its own passage.
         """
-        return self.retriever is not None and is_too_far(hits, self.min_score)
+        return self.retriever is not None and is_too_far(best_score(hits), self.min_score)
 
     def retrieve(self, question: str) -> list[Hit]:
         """Return the passages that a question is answered from, best first; none where the model needs none."""

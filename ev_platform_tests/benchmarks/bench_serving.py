@@ -29,7 +29,8 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from ev_platform.engine import Engine, TransformersEngine, load_engine
+from ev_platform.engine import TransformersEngine, load_engine
+from ev_platform.engine_base import Engine
 from ev_platform.registry import Release
 from ev_platform.serving.api import create_api
 from ev_platform.serving.config import ServingConfig

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ev_platform.engine import Completion
+from ev_platform.decoding import Completion
 from ev_platform.errors import UserError
 from ev_platform.evaluation import floors, predict
 from ev_platform.evaluation.floors import LinearProbe, first_sentence

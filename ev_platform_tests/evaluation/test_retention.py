@@ -3,8 +3,10 @@ import math
 import pytest
 import yaml
 
+from ev_platform.decoding import Completion
 from ev_platform.encoder import EncoderEngine
-from ev_platform.engine import Completion, CTranslate2Engine, Likelihood
+from ev_platform.engine import CTranslate2Engine
+from ev_platform.engine_base import Likelihood
 from ev_platform.evaluation.retention import ITEMS, SYSTEM, ask_general, is_right, lost, summary
 from ev_platform.training.export import export_serving_model
 from ev_platform_tests.tiny import tiny_recipe, write_tiny_model

@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from ev_platform.engine import Completion
+from ev_platform.decoding import Completion
 from ev_platform.evaluation import speed
 from ev_platform.evaluation.speed import chats_of, measure_inference
 from ev_platform.records import Chunk, DatasetRow, schema_of, to_frame

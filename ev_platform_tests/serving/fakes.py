@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ev_platform.decoding import Completion, Prompt
-from ev_platform.engine import Likelihood
+from ev_platform.engine_base import Likelihood
 from ev_platform.errors import UserError
 from ev_platform.registry import Release, SourceChunk, read_aliases
 from ev_platform.retrieval import Hit

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi import Request
 
-from ev_platform.engine import Completion
+from ev_platform.decoding import Completion
 from ev_platform.serving import sse
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.exchange import Found

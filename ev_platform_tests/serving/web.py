@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from ev_platform.collect.browser import _NAMES
-from ev_platform.engine import Completion
+from ev_platform.decoding import Completion
 from ev_platform_tests.serving import fakes
 
 needs_browser = pytest.mark.skipif(
