@@ -11,7 +11,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from ev_platform.decoding import Prompt
-from ev_platform.engine import TransformersEngine, Writer
+from ev_platform.engine import TransformersEngine
+from ev_platform.engine_base import Writer
 from ev_platform.errors import UserError
 from ev_platform.remote_engine import RemoteEngine
 from ev_platform.serving.batching import Batcher
@@ -156,7 +157,8 @@ def test_questions_of_any_length_are_under_way_at_once(remote, local, seen):
     async def ask_all():
         batcher = Batcher(remote)
         try:
-            return await asyncio.gather(*(batcher.complete(prompt, max_new_tokens=6) for prompt in prompts))
+            asked = [batcher.complete(prompt, n_tokens=len(prompt), max_new_tokens=6) for prompt in prompts]
+            return await asyncio.gather(*asked)
         finally:
             batcher.retire()
 

@@ -83,13 +83,12 @@ def declines(release: Release, questions: Sequence[str]) -> list[bool] | None:
     """
     if release.task_type.has_classes or (release.has_retrieval and release.retriever is None):
         return None
-    return [_declines(release, question) for question in questions]
-
-
-def _declines(release: Release, question: str) -> bool:
-    hits = release.retrieve(question)
-    if release.abstains(hits):
-        return True
-    # One by one: prompts of unequal length are not completed together as they are alone.
-    (made,) = release.engine.generate([release.render(question, hits)], max_new_tokens=release.max_new_tokens)
-    return is_abstention(made.text, release.no_answer)
+    hits = [release.retrieve(question) for question in questions]
+    declined = [release.abstains(found) for found in hits]
+    asked = [place for place, is_declined in enumerate(declined) if not is_declined]
+    made = release.engine.generate(
+        [release.render(questions[place], hits[place]) for place in asked], max_new_tokens=release.max_new_tokens
+    )
+    for place, one in zip(asked, made, strict=True):
+        declined[place] = is_abstention(one.text, release.no_answer)
+    return declined

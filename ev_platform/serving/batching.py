@@ -16,7 +16,6 @@ import asyncio
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +23,9 @@ from math import ceil
 from typing import Any
 
 from ev_platform.decoding import Completion, Prompt, cut_at
-from ev_platform.engine import BatchWriter, Engine
+from ev_platform.engine_base import BatchWriter, Engine
 from ev_platform.errors import UserError
+from ev_platform.serving import logs
 from ev_platform.serving.schemas import ApiError, failure
 
 # Of the time that the last batch with company took; and no more than what is lost in the answer of a person.
@@ -102,6 +102,7 @@ class Batcher:
         self,
         prompt: str,
         *,
+        n_tokens: int,
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
@@ -112,6 +113,7 @@ class Batcher:
 
         Args:
             prompt: Rendered.
+            n_tokens: Its length, by the engine's count: counting takes too long for an event loop.
             max_new_tokens: Longest answer.
             temperature: 0 is greedy.
             seed: For a temperature above 0.
@@ -133,7 +135,7 @@ class Batcher:
             stop,
             partial(_call, loop, on_text) if on_text else None,
             partial(_call, loop, partial(_settle, future)),
-            self._company(prompt, max_new_tokens, temperature, seed),
+            self._company(n_tokens, max_new_tokens, temperature, seed),
         )
         with self._changed:
             if self._is_retired:
@@ -170,9 +172,9 @@ class Batcher:
             request.is_cancelled = True
             _finish(request, ApiError(503, "The server is stopping: try again.", "overloaded", None, 1))
 
-    def _company(self, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> tuple[Any, ...]:
+    def _company(self, n_tokens: int, max_new_tokens: int, temperature: float, seed: int) -> tuple[Any, ...]:
         whole = () if isinstance(self._engine, BatchWriter) else (max_new_tokens,)
-        return (self._engine.count_tokens(prompt), temperature, seed if temperature > 0 else 0, *whole)
+        return (n_tokens, temperature, seed if temperature > 0 else 0, *whole)
 
     def _work(self) -> None:
         while batch := self._take():
@@ -268,9 +270,7 @@ def _end(request: _Request, completion: Completion) -> None:
 def _fail(batch: list[_Request], error: Exception) -> None:
     """Tell a batch of what happened, without the frames that it happened in, which hold the engine."""
     if not isinstance(error, UserError):
-        # Where and what kind, but not the error's own words: those may quote the question.
-        where = "".join(traceback.format_tb(error.__traceback__))
-        _log.error("A batch of %d answers failed with %s:\n%s", len(batch), type(error).__name__, where)
+        logs.failure(_log, f"A batch of {len(batch)} answers", error)
     for request in batch:
         _finish(request, UserError(str(error)) if isinstance(error, UserError) else failure())
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol
+
+from ev_platform.registry import SourceChunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +42,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A passage that the model was given, with what a reader needs to judge and find its source.
+    """A passage that the model was given.
 
     Attributes:
+        chunk: What it says, and where it comes from.
         score: Cosine of question and passage, -1 to 1.
     """
 
-    chunk_id: str
-    text: str
-    title: str | None
-    heading_path: str
-    url: str
-    page: int | None
-    licence: str
-    publisher: str
-    fetched_at: datetime
+    chunk: SourceChunk
     score: float
 
 
@@ -127,7 +121,6 @@ class Described:
         model_version: Such as `ev_charging@3`.
         task: Task.
         task_type: Name of the task type.
-        instructions: System message that the model was evaluated with.
         labels: Of a classification task; empty elsewhere.
         max_new_tokens: Longest answer, as evaluated.
         window: Tokens of prompt and answer together.
@@ -139,7 +132,6 @@ class Described:
     model_version: str
     task: str
     task_type: str
-    instructions: str
     labels: tuple[str, ...]
     max_new_tokens: int
     window: int

@@ -129,6 +129,17 @@ def fault(event: str, error: BaseException, **fields: Any) -> None:
     _say("error", event, **_where(error), **fields)
 
 
+def failure(log: logging.Logger, what: str, error: BaseException) -> None:
+    """Say by a module's logger that something failed, where and with what kind of error, not in the error's words.
+
+    Args:
+        log: Of the module that says it.
+        what: What failed.
+        error: Its message may quote a question, and is not told.
+    """
+    log.error("%s failed with %s:\n%s", what, type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+
+
 def _where(error: BaseException | None) -> dict[str, Any]:
     """Return what is told of an error; nothing where there is none."""
     if error is None:

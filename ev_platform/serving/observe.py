@@ -197,7 +197,7 @@ class Observe:
             question_hash=None if seen.question is None else text_hash(self._data_root, seen.question),
             answer=answer if is_kept else None,
             answer_hash=None if answer is None else text_hash(self._data_root, answer),
-            chunk_ids=[citation.chunk_id for citation in reply.citations] if reply else [],
+            chunk_ids=[citation.chunk.chunk_id for citation in reply.citations] if reply else [],
             scores=[citation.score for citation in reply.citations] if reply else [],
             is_abstention=reply.is_abstention if reply else None,
             similarity=reply.similarity if reply else None,

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ev_platform.retrieval import Hit
 from ev_platform.serving.exchange import Ask, Citation
 from ev_platform.serving.schemas import ApiError
 
@@ -67,7 +66,7 @@ def prepare(release: Release, ask: Ask, max_tokens: int, asked_at: float) -> Pre
         messages = release.task_type.prompt(release.instructions, ask.question, [ask.context])
         prompt = release.engine.render(messages)
     else:
-        citations = tuple(_cite(release, hit) for hit in found.hits)
+        citations = tuple(Citation(release.chunks[hit.chunk_id], hit.score) for hit in found.hits)
         does_abstain = release.abstains(found.hits)
         prompt = release.render(ask.question, found.hits)
     n_tokens, window = release.engine.count_tokens(prompt), release.engine.window
@@ -87,20 +86,4 @@ def prepare(release: Release, ask: Ask, max_tokens: int, asked_at: float) -> Pre
         max_tokens=max_tokens,
         waited_ms=waited_ms,
         retrieve_ms=retrieve_ms,
-    )
-
-
-def _cite(release: Release, hit: Hit) -> Citation:
-    chunk = release.chunks[hit.chunk_id]
-    return Citation(
-        chunk_id=chunk.chunk_id,
-        text=chunk.text,
-        title=chunk.title,
-        heading_path=chunk.heading_path,
-        url=chunk.url,
-        page=chunk.page,
-        licence=chunk.licence,
-        publisher=chunk.publisher,
-        fetched_at=chunk.fetched_at,
-        score=hit.score,
     )

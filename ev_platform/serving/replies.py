@@ -245,17 +245,18 @@ def timings(reply: exchange.Reply, total_ms: float) -> Timings:
 
 def source(citation: exchange.Citation) -> Source:
     """Return a passage as it is told."""
+    chunk = citation.chunk
     return Source(
-        chunk_id=citation.chunk_id,
-        title=citation.title,
-        heading=citation.heading_path,
-        url=citation.url,
-        page=citation.page,
-        licence=citation.licence,
-        publisher=citation.publisher,
-        fetched_at=citation.fetched_at,
+        chunk_id=chunk.chunk_id,
+        title=chunk.title,
+        heading=chunk.heading_path,
+        url=chunk.url,
+        page=chunk.page,
+        licence=chunk.licence,
+        publisher=chunk.publisher,
+        fetched_at=chunk.fetched_at,
         score=citation.score,
-        text=citation.text,
+        text=chunk.text,
     )
 
 

@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import logging
 import time
-import traceback
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from ev_platform.errors import UserError
 from ev_platform.evaluation.labels import plain_label
+from ev_platform.serving import logs
 from ev_platform.serving.batching import Batcher
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.exchange import Ask, Delta, Described, Found, Reply
@@ -74,7 +74,6 @@ class Worker:
             model_version=release.model_version,
             task=release.model_version.rpartition("@")[0],
             task_type=release.task_type.name,
-            instructions=release.instructions,
             labels=release.labels,
             max_new_tokens=release.max_new_tokens,
             window=release.engine.window,
@@ -142,18 +141,19 @@ class Worker:
             UserError: If the two answers differ.
         """
         release = self.release
-        n_tokens = min(_WARM_UP_TOKENS, release.max_new_tokens)
+        n_answer = min(_WARM_UP_TOKENS, release.max_new_tokens)
 
-        def evaluate() -> tuple[str, str]:
+        def evaluate() -> tuple[str, int, str]:
             if release.has_retrieval and release.retriever is None:  # questions bring their passages
                 messages = release.task_type.prompt(release.instructions, _WARM_UP, [_PASSAGE])
                 prompt = release.engine.render(messages)
             else:
                 prompt = release.render(_WARM_UP, release.look_up(_WARM_UP).hits)
-            return prompt, release.engine.generate([prompt], max_new_tokens=n_tokens)[0].text
+            (made,) = release.engine.generate([prompt], max_new_tokens=n_answer)
+            return prompt, release.engine.count_tokens(prompt), made.text
 
-        prompt, expected = await asyncio.to_thread(evaluate)
-        served = await self._batcher.complete(prompt, max_new_tokens=n_tokens)
+        prompt, n_tokens, expected = await asyncio.to_thread(evaluate)
+        served = await self._batcher.complete(prompt, n_tokens=n_tokens, max_new_tokens=n_answer)
         if served.completion.text != expected:
             raise UserError(
                 f"{release.model_version} answers otherwise when it serves than when it is evaluated: choose another "
@@ -221,6 +221,7 @@ class Worker:
         try:
             generated = await self._batcher.complete(
                 prompt,
+                n_tokens=prepared.n_prompt_tokens,
                 max_new_tokens=prepared.max_tokens,
                 temperature=ask.temperature,
                 seed=ask.seed,
@@ -312,7 +313,5 @@ def _told() -> Iterator[None]:
     except ApiError:
         raise
     except Exception as error:
-        # Not the error's own words: those may quote the question.
-        where = "".join(traceback.format_tb(error.__traceback__))
-        _log.error("An answer failed with %s:\n%s", type(error).__name__, where)
+        logs.failure(_log, "An answer", error)
         raise failure() from None

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ev_platform.records import Feedback, ServedRequest
+from ev_platform.registry import SourceChunk
 from ev_platform.serving import metrics
 from ev_platform.serving.exchange import Citation, Reply
 
@@ -65,7 +66,8 @@ def judged(feedback_id: str = "fb_1", given_at: datetime | None = None, **change
 
 def cited(chunk_id: str, score: float) -> Citation:
     at = datetime(2026, 11, 2, tzinfo=UTC)
-    return Citation(chunk_id, "text", None, "", "https://example.org/", None, "CC0-1.0", "Press", at, score)
+    chunk = SourceChunk(chunk_id, "text", None, "", "https://example.org/", None, "CC0-1.0", "Press", at)
+    return Citation(chunk, score)
 
 
 REPLY = Reply(

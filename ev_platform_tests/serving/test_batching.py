@@ -108,7 +108,7 @@ class Chooser:
 
 
 def ask(batcher, prompt, **options):
-    return asyncio.ensure_future(batcher.complete(prompt, **{"max_new_tokens": 50} | options))
+    return asyncio.ensure_future(batcher.complete(prompt, **{"n_tokens": len(prompt), "max_new_tokens": 50} | options))
 
 
 async def until(is_so):
@@ -120,7 +120,9 @@ async def until(is_so):
 async def test_every_answer_is_the_one_it_has_alone(engine):
     alone = [engine.generate([prompt], max_new_tokens=20)[0].text for prompt in PROMPTS]
     batcher = Batcher(engine)
-    answers = await asyncio.gather(*(ask(batcher, prompt, max_new_tokens=20) for prompt in PROMPTS * 3))
+    lengths = {prompt: engine.count_tokens(prompt) for prompt in PROMPTS}
+    asked = [ask(batcher, prompt, n_tokens=lengths[prompt], max_new_tokens=20) for prompt in PROMPTS * 3]
+    answers = await asyncio.gather(*asked)
     batcher.close()
     assert [answer.completion.text for answer in answers] == alone * 3
     assert max(answer.batch_size for answer in answers) > 1

@@ -282,11 +282,11 @@ def test_old_version_is_dropped_also_where_it_failed_to_answer(tmp_path):
 def test_description_follows_the_swap_and_the_version_before_is_refused(tmp_path):
     point(tmp_path, TASK, champion="tiny@1", candidate="tiny@2")
     with open_client(tmp_path) as client:
-        assert (client.described().model, client.described().instructions) == (TASK, "I am tiny@1.")
+        assert (client.described().model, client.described().model_version) == (TASK, "tiny@1")
         assert client.ask(version="tiny@1").model_version == "tiny@1"
         point(tmp_path, TASK, champion="tiny@2", candidate="tiny@2")
         client.await_model("tiny@2")
-        assert (client.described().model, client.described().instructions) == (TASK, "I am tiny@2.")
+        assert (client.described().model, client.described().model_version) == (TASK, "tiny@2")
         with pytest.raises(ApiError, match="ask for tiny@2") as refused:
             client.ask(version="tiny@1")
         assert (refused.value.status, refused.value.code) == (404, "model_not_found")

@@ -33,7 +33,6 @@ def described(**changes):
         "model_version": "figures@3",
         "task": "figures",
         "task_type": "open_book_qa",
-        "instructions": "",
         "labels": (),
         "max_new_tokens": 48,
         "window": 2048,

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ev_platform.engine import Completion
+from ev_platform.decoding import Completion
 from ev_platform.errors import UserError
 from ev_platform.evaluation.systems import open_systems
 from ev_platform.records import to_frame
@@ -84,7 +84,7 @@ def test_served_answers_are_those_that_evaluation_gives():
     for row, expected in zip(rows, evaluated(release, rows), strict=True):
         reply = answer(release, ask(row["question"]))
         assert (reply.text, reply.is_abstention) == (expected.text, expected.is_refusal)
-        assert [citation.chunk_id for citation in reply.citations] == [
+        assert [citation.chunk.chunk_id for citation in reply.citations] == [
             passage.chunk_id for passage in expected.passages
         ]
     assert reply.is_abstention  # the last one
@@ -330,7 +330,10 @@ def test_pieces_of_a_stream_are_the_answer_and_come_while_it_is_written():
 
     events, written = asyncio.run(run())
     found, *pieces, reply = events
-    assert (found.model_version, [c.chunk_id for c in found.citations]) == ("fake_task@3", ["chk_manual", "chk_cable"])
+    assert (found.model_version, [c.chunk.chunk_id for c in found.citations]) == (
+        "fake_task@3",
+        ["chk_manual", "chk_cable"],
+    )
     assert "".join(piece.text for piece in pieces) == reply.text == answer(fake_release(), ask()).text
     assert len(pieces) > 10
     assert written[1] < writer.n_written / 2  # the first piece came before the last was written
