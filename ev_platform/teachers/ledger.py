@@ -237,6 +237,23 @@ class Ledger:
         )
         return rows[0]
 
+    # ---- what was taken down ----
+
+    def replies(self) -> Iterator[tuple[str, str]]:
+        """Yield the id of each call with all words that are kept of its reply."""
+        yield from self._rows("SELECT call_id, text || ' ' || coalesce(detail, '') FROM calls WHERE text <> ''")
+
+    def forget_reply(self, call_id: str, detail: str) -> None:
+        """Remove the words of a reply: the call has failed from then on, what it cost stays."""
+        with self._writing() as db:
+            db.execute("UPDATE calls SET text = '', status = 'failed', detail = ? WHERE call_id = ?", (detail, call_id))
+
+    def compact(self) -> None:
+        """Write the file anew, so that nothing that was removed stays on its free pages."""
+        with self._lock:
+            self._db.execute("VACUUM")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     # ---- batches ----
 
     @contextmanager

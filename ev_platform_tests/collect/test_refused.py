@@ -7,8 +7,14 @@ import pytest
 from ev_platform.collect import collect_pdfs, collect_texts
 from ev_platform.collect.refused import refused_addresses
 from ev_platform.records import Takedown, to_frame
+from ev_platform_tests.registry.registered import PlainStore
 
 from .conftest import PDF, by_path, page
+
+
+@pytest.fixture
+def store(tmp_path):
+    return PlainStore(tmp_path / "data")
 
 
 def take_down(store, *addresses, task="a_task", **changes):

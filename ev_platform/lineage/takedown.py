@@ -1,0 +1,267 @@
+"""Taking an address down: what hangs on it, the record of it, and allowing it again.
+
+A takedown is planned over all stored versions (`plan`), written down (`begin`), carried out (`erase.erase`), and
+declared done (`finish`). The plan lies beside the tables, in ids and hashes and never in words, until all is gone: a
+process killed in between is followed by the same command, which goes on with it.
+
+What does not belong here: removing and masking (`erase`), the rules of what hangs on what (`dependants`), and what a
+tainted version may not do (`registry`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import polars as pl
+
+from ev_platform.collect.refused import refusal_key
+from ev_platform.errors import UserError
+from ev_platform.lineage.dependants import BODIES, DOCUMENTS, ROWS, Ids, dependants, every, redact, versions
+from ev_platform.lineage.quotes import Quotes
+from ev_platform.records import Takedown, to_frame
+from ev_platform.storage import Store, now, short_id, write_atomic
+
+REMOVING, DONE, UNDONE = "removing", "done", "undone"
+_TABLES_OF_THE_GRAPH = (*BODIES, *DOCUMENTS, "chunks", "chunk_vectors", "qa_candidates", "examples", *ROWS)
+
+
+@dataclass
+class TaskPlan:
+    """What hangs on an address in one task.
+
+    Attributes:
+        addresses: What is not fetched any more: the address, and those under which its documents were fetched.
+        ids: What is removed and masked.
+        held_by: Other addresses with the same or nearly the same text, which stay.
+        own_rows: Rows of the task's own files that rest on it: they are their author's to change.
+        trained: Model versions that were trained on it.
+        holding: Model versions that answer from its passages.
+    """
+
+    addresses: list[str]
+    ids: Ids
+    held_by: list[str] = field(default_factory=list)
+    own_rows: list[str] = field(default_factory=list)
+    trained: list[str] = field(default_factory=list)
+    holding: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Plan:
+    """What taking an address down means for a store.
+
+    Attributes:
+        takedown_id: Of the record.
+        url: As it was named.
+        for_all_tasks: Whether it is refused in tasks that never had it, too.
+        tasks: By name, those that have it and those that it is asked of.
+        hashes: Of its words; see `quotes`.
+    """
+
+    takedown_id: str
+    url: str
+    for_all_tasks: bool
+    tasks: dict[str, TaskPlan]
+    hashes: set[int]
+
+    @property
+    def quotes(self) -> Quotes:
+        """Its words, to look for."""
+        return Quotes(self.hashes)
+
+
+def stored_tasks(store: Store) -> list[str]:
+    """Return the tasks that have any table."""
+    return sorted({pointer.parent.name for pointer in store.root.glob("tables/*/*/CURRENT")})
+
+
+def plan(store: Store, url: str, tasks: Iterable[str], *, for_all_tasks: bool, with_duplicates: bool = False) -> Plan:
+    """Find all that hangs on an address, in every stored version; what a killed takedown had found is in it too.
+
+    Args:
+        store: Where everything lies.
+        url: An address, or the path of a file as `raw_pdfs` or `raw_texts` says it.
+        tasks: Where to look.
+        for_all_tasks: Whether it is meant for all tasks.
+        with_duplicates: Also take other addresses that hold the same or nearly the same text.
+    """
+    key = refusal_key(url)
+    made = Plan(short_id("tkd", key, [] if for_all_tasks else sorted(tasks)), url, for_all_tasks, {}, set())
+    texts: set[str] = set()
+    for task in sorted(tasks):
+        made.tasks[task], own = _plan_task(store, task, key, url, with_duplicates)
+        texts |= own
+    others = (text for name in stored_tasks(store) for text in _other_texts(store, name, made.tasks.get(name)))
+    made.hashes = Quotes.of(texts, others).hashes
+    return _merged(made, _read(_file(store, made.takedown_id)))
+
+
+def _plan_task(store: Store, task: str, key: str, url: str, with_duplicates: bool) -> tuple[TaskPlan, set[str]]:
+    columns = ["document_id", "url", "fetched_url", "text"]
+    documents = pl.concat([every(store, table, task, columns) for table in DOCUMENTS]).unique(maintain_order=True)
+    bodies = pl.concat([every(store, table, task, ["url", "final_url"]) for table in BODIES]).unique()
+    led = {row[0] for row in bodies.iter_rows() if key in map(refusal_key, row)}
+    its = {
+        row[0] for row in documents.iter_rows() if row[2] in led or key in (refusal_key(row[1]), refusal_key(row[2]))
+    }
+    alike = _alike(store, task, documents, its)
+    if with_duplicates:
+        its |= alike
+        alike = _alike(store, task, documents, its)
+    fetched = led | set(documents.filter(pl.col("document_id").is_in(its))["fetched_url"])
+    ids = dependants(store, task, fetched, its)
+    empty = Quotes(set())
+    trained, holding = [], []
+    for row in store.read("registered_model", task).iter_rows(named=True):
+        for table, version, names in (
+            ("training_set", row["training_set_version"], trained),
+            ("chunks", row["chunks_version"], holding),
+        ):
+            file = store.root / "tables" / table / task / f"{version}.parquet"
+            if file.exists() and redact(table, store.read(table, task, version), ids, empty).n_removed:
+                names.append(row["model_version"])
+    own = every(store, "examples", task, ["example_id", "row"]).filter(pl.col("example_id").is_in(ids.examples))
+    found = TaskPlan(
+        addresses=sorted({key if key.startswith("http") else url, *fetched}),
+        ids=ids,
+        held_by=sorted(set(documents.filter(pl.col("document_id").is_in(alike - its))["fetched_url"]) - fetched),
+        own_rows=sorted(set(own["row"].drop_nulls())),
+        trained=trained,
+        holding=holding,
+    )
+    return found, set(documents.filter(pl.col("document_id").is_in(its))["text"].drop_nulls())
+
+
+def _alike(store: Store, task: str, documents: pl.DataFrame, its: set[str]) -> set[str]:
+    """Return the documents with the text of some others, or nearly: by cluster, by survivor, word by word."""
+    same = documents.filter(pl.col("document_id").is_in(its) & (pl.col("text") != ""))["text"]
+    alike = set(documents.filter(pl.col("text").is_in(same.implode()))["document_id"])
+    clusters = every(store, "clean_documents", task, ["document_id", "cluster_id"])
+    of_its = clusters.filter(pl.col("document_id").is_in(its))["cluster_id"]
+    alike |= set(clusters.filter(pl.col("cluster_id").is_in(of_its.implode()))["document_id"])
+    dropped = every(store, "dropped_documents", task, ["document_id", "duplicate_of"]).drop_nulls()
+    survivors = {survivor for document, survivor in dropped.iter_rows() if document in its | alike}
+    alike |= survivors | {d for d, survivor in dropped.iter_rows() if survivor in its | alike | survivors}
+    return alike - its
+
+
+def _other_texts(store: Store, task: str, planned: TaskPlan | None) -> Iterator[str]:
+    gone = planned.ids.documents if planned else set()
+    for table in (*DOCUMENTS, "chunks"):
+        for frame in versions(store, table, task, ["document_id", "text"]):
+            yield from frame.filter(~pl.col("document_id").is_in(gone))["text"].drop_nulls()
+    # Every row of the dataset begins with them, whatever page repeats them.
+    yield from every(store, "training_set", task, ["instruction"])["instruction"].drop_nulls()
+
+
+# ---- the plan of a takedown under way ----
+
+
+def _file(store: Store, takedown_id: str) -> Path:
+    return store.root / "takedowns" / f"{takedown_id}.json"
+
+
+def _read(file: Path) -> Plan | None:
+    if not file.exists():
+        return None
+    content = json.loads(file.read_text())
+    tasks = {
+        name: TaskPlan(**it | {"ids": Ids(**{kind: set(ids) for kind, ids in it["ids"].items()})})
+        for name, it in content["tasks"].items()
+    }
+    return Plan(**content | {"tasks": tasks, "hashes": set(content["hashes"])})
+
+
+def _merged(new: Plan, old: Plan | None) -> Plan:
+    for task, before in (old.tasks if old else {}).items():
+        it = new.tasks.setdefault(task, before)
+        lists = [f.name for f in fields(TaskPlan) if f.name not in ("ids", "held_by")]
+        joined = {name: sorted({*getattr(it, name), *getattr(before, name)}) for name in lists}
+        new.tasks[task] = replace(it, ids=it.ids | before.ids, **joined)
+    new.hashes |= old.hashes if old else set()
+    return new
+
+
+# ---- the record ----
+
+
+def begin(store: Store, made: Plan, *, reason: str, by: str) -> None:
+    """Write a takedown down before anything is removed: from here on its addresses are refused."""
+    content = asdict(made)
+    write_atomic(_file(store, made.takedown_id), json.dumps(content, default=sorted).encode(), 0o600)
+    _record(store, made, REMOVING, {}, reason, by)
+
+
+def finish(store: Store, made: Plan, touched: dict[str, dict[str, str]], *, reason: str, by: str) -> None:
+    """Declare a takedown done.
+
+    Args:
+        store: Where it was carried out.
+        made: Its plan, which is deleted.
+        touched: By task, what was done, by place.
+        reason: Why.
+        by: Who decided it.
+    """
+    _record(store, made, DONE, touched, reason, by)
+    _file(store, made.takedown_id).unlink(missing_ok=True)
+
+
+def _record(store: Store, made: Plan, state: str, touched: dict[str, dict[str, str]], reason: str, by: str) -> None:
+    for task, it in made.tasks.items():
+        before = store.read("takedowns", task)
+        known = before.filter(pl.col("takedown_id") == made.takedown_id).to_dicts()
+        old = known[0] if known else None
+        # What a repeated takedown finds is what came since; what it found the first time is not there any more.
+        kept = {n: old[n] if old and old["state"] != UNDONE else [] for n in ("trained_versions", "holding_versions")}
+        done = (json.loads(old["touched"]) if old and old["state"] != UNDONE else {}) | touched.get(task, {})
+        row = Takedown(
+            takedown_id=made.takedown_id,
+            url=made.url,
+            addresses=it.addresses,
+            reason=reason or (old["reason"] if old else ""),
+            decided_by=by,
+            decided_at=old["decided_at"] if old and old["state"] != UNDONE else now(),
+            state=state,
+            for_all_tasks=made.for_all_tasks,
+            touched=json.dumps(done, sort_keys=True),
+            trained_versions=sorted({*it.trained, *kept["trained_versions"]}),
+            holding_versions=sorted({*it.holding, *kept["holding_versions"]}),
+        )
+        rest = before.filter(pl.col("takedown_id") != made.takedown_id)
+        store.publish("takedowns", task, pl.concat([rest, to_frame("takedowns", [row])]))
+
+
+def undo(store: Store, url: str, tasks: Iterable[str]) -> list[str]:
+    """Allow an address again; nothing comes back but by the next crawl.
+
+    Returns:
+        The tasks in which it was refused.
+
+    Raises:
+        UserError: If it was refused in none, or is being taken down.
+    """
+    key, allowed = refusal_key(url), []
+    for task in tasks:
+        rows = store.read("takedowns", task)
+        mine = pl.Series([refusal_key(it) == key for it in rows["url"]], dtype=pl.Boolean) & (rows["state"] != UNDONE)
+        if not mine.any():
+            continue
+        if (rows.filter(mine)["state"] == REMOVING).any():
+            raise UserError(
+                f"{url} is being taken down: run `ev-platform takedown --apply {url}` to its end, then allow it again."
+            )
+        state = pl.when(mine).then(pl.lit(UNDONE)).otherwise(pl.col("state")).alias("state")
+        store.publish("takedowns", task, rows.with_columns(state))
+        allowed.append(task)
+    if not allowed:
+        raise UserError(f"{url} was not taken down: `ev-platform takedown --list` shows what was.")
+    return allowed
+
+
+def to_rebuild(store: Store, task: str) -> list[str]:
+    """Return the tables whose current version lost rows to a takedown and has not been computed anew since."""
+    current = {table: store.current(table, task) for table in _TABLES_OF_THE_GRAPH}
+    return [table for table, record in current.items() if record and "taken_down" in record.config]
