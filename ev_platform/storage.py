@@ -12,6 +12,9 @@ Layout below the data folder::
 Publishing writes beside and renames, so a process killed at any moment leaves the previous version readable. The
 catalogue is built in a file of its own and moved into place, so readers never meet a writer's lock.
 
+With `EV_STORE_URL` the data folder is the cache of an object store that other machines write too (`remote`): what is
+published or stored here goes up before anybody can read it, and what is read comes down if it is not here yet.
+
 What does not belong here: what the rows mean (`records`) and how they are computed (the stages).
 """
 
@@ -19,28 +22,38 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from ev_platform.errors import UserError
 from ev_platform.records import TABLES, schema_of, stable_columns
+
+if TYPE_CHECKING:
+    from ev_platform.remote import Remote
 
 Frames = Mapping[str, pl.DataFrame]
 # Words of strangers that nobody has read yet: for the owner's eyes, as the journal that they come from.
 _PRIVATE = frozenset({"feedback_candidates"})
+_VERSION_STAMP = "%Y%m%dT%H%M%S%f"
+# Says of which object store a data folder is the cache.
+_CACHE_OF = "CACHE_OF"
+_WAITING = "blobs/waiting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +166,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
+def write_atomic(path: Path, data: bytes | memoryview, mode: int = 0o644, *, sync: bool = True) -> None:
     """Write a file so that readers see the old bytes or the new ones, also after a crash.
 
     Args:
@@ -166,7 +179,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, sync: bool = Tru
 
 
 # Plain strings and calls of `os`: pathlib and tempfile would triple what it costs to store a crawled page.
-def _write_atomic(folder: str, name: str, data: bytes, mode: int, *, sync: bool) -> None:
+def _write_atomic(folder: str, name: str, data: bytes | memoryview, mode: int, *, sync: bool) -> None:
     scratch = f"{folder}/.tmp-{os.urandom(8).hex()}"
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
     try:
@@ -190,10 +203,20 @@ def _write_atomic(folder: str, name: str, data: bytes, mode: int, *, sync: bool)
 
 
 class Store:
-    """Reads and publishes tables, bodies and weight directories below one data folder."""
+    """Reads and publishes tables, bodies and weight directories below one data folder.
 
-    def __init__(self, root: Path):
+    Args:
+        root: The data folder.
+        url: Object store that it is a cache of; by default that of `EV_STORE_URL`, and where there is none, the data
+            folder is all there is.
+
+    Raises:
+        UserError: If the folder is the cache of another store, or of none though a store is given.
+    """
+
+    def __init__(self, root: Path, url: str | None = None):
         self.root = root.resolve()
+        self._remote = _open_remote(self.root, url)
 
     # ---- tables ----
 
@@ -204,17 +227,25 @@ class Store:
 
     def current(self, table: str, task: str) -> Record | None:
         """Return the record that readers see now, or None before the first materialization."""
-        pointer = self._folder(table, task) / "CURRENT"
-        if not pointer.exists():
+        self._folder(table, task)  # refuses a table that is not declared
+        name = f"tables/{table}/{task}/CURRENT"
+        version = self.read_pointer(name)
+        if version is None:
             return None
-        return self.record(table, task, pointer.read_text().strip())
+        record = self.record(table, task, version.decode().strip())
+        if self._remote is not None:
+            self._keep(name, version)
+        return record
 
     def record(self, table: str, task: str, version: str) -> Record:
         """Return the record of one version."""
+        self._bring_versions([f"tables/{table}/{task}/{version}"])
         return Record(**json.loads((self._folder(table, task) / f"{version}.json").read_text()))
 
     def history(self, table: str, task: str) -> list[Record]:
         """Return all stored records, oldest first."""
+        if self._remote is not None:
+            self._bring_versions(self._remote.units(f"tables/{table}/{task}"))
         return [self.record(table, task, file.stem) for file in sorted(self._folder(table, task).glob("*.json"))]
 
     def read(self, table: str, task: str, version: str | None = None) -> pl.DataFrame:
@@ -224,6 +255,8 @@ class Store:
             if record is None:
                 return pl.DataFrame(schema=schema_of(table))
             version = record.version
+        else:
+            self._bring_versions([f"tables/{table}/{task}/{version}"])
         frame = pl.read_parquet(self._folder(table, task) / f"{version}.parquet")
         # A version that an older release wrote may lack a column, or have one that is no longer there.
         return frame.select(
@@ -257,6 +290,8 @@ class Store:
 
         Raises:
             polars.exceptions.SchemaError: If the frame does not have the table's schema.
+            UserError: If the disk is full, the object store cannot be written, or another machine has published since
+                this one read the table; readers then see what they saw before.
         """
         schema = schema_of(table)
         if frame.schema != schema:
@@ -265,11 +300,14 @@ class Store:
                 f"{table}: columns differ from its declaration: {sorted(map(str, differing))}"
             )
         print_ = frame_fingerprint(table, frame)
-        finished = now()
+        folder = self._folder(table, task)
+        if self._remote is not None:
+            self.current(table, task)  # from here on no other machine's version is overwritten unseen
+        finished = _after_newest(folder, now())
         record = Record(
             table=table,
             task=task,
-            version=f"{finished:%Y%m%dT%H%M%S%f}-{print_[:12]}",
+            version=f"{finished:{_VERSION_STAMP}}-{print_[:12]}",
             fingerprint=print_,
             key=key,
             inputs=dict(inputs or {}),
@@ -281,16 +319,35 @@ class Store:
             host=platform.node(),
             git_commit=_git_commit(),
         )
-        folder = self._folder(table, task)
-        with tempfile.TemporaryFile() as buffer:
-            frame.select(pl.lit(task).alias("task"), pl.all()).write_parquet(buffer, compression="zstd")
-            buffer.seek(0)
+        buffer = io.BytesIO()
+        frame.select(pl.lit(task).alias("task"), pl.all()).write_parquet(buffer, compression="zstd")
+        with self._room(f"the new version of {table}; the one before stays in force"):
             mode = 0o600 if table in _PRIVATE else 0o644
-            write_atomic(folder / f"{record.version}.parquet", buffer.read(), mode)
-        write_atomic(folder / f"{record.version}.json", json.dumps(asdict(record), indent=1).encode())
-        write_atomic(folder / "CURRENT", record.version.encode())
-        self.rebuild_catalogue()
+            write_atomic(folder / f"{record.version}.parquet", buffer.getbuffer(), mode)
+            write_atomic(folder / f"{record.version}.json", json.dumps(asdict(record), indent=1).encode())
+            self._move_pointer(table, task, record.version)
+        with self._room(f"the catalogue; {table} is published, and the next run shows it"):
+            self.rebuild_catalogue()
         return record
+
+    def _move_pointer(self, table: str, task: str, version: str) -> None:
+        pointer = f"tables/{table}/{task}/CURRENT"
+        if self._remote is None:
+            write_atomic(self.root / pointer, version.encode())
+            self._date_after_catalogue(self.root / pointer)
+            return
+        from ev_platform.remote import MovedError
+
+        unit = f"tables/{table}/{task}/{version}"
+        files = [f"{unit}.parquet", f"{unit}.json"]
+        self._remote.push(unit, self.root, files)
+        try:
+            self.write_pointer(pointer, version.encode())
+        except MovedError:
+            self._remote.remove(unit)
+            for file in reversed(files):
+                (self.root / file).unlink()
+            raise
 
     def build(
         self,
@@ -344,7 +401,11 @@ class Store:
 
         Args:
             data: The bytes.
-            sync: Whether they must be on the disk on return; without, call `sync_blobs` before a table names them.
+            sync: Whether they must be on the disk, and in the object store, on return; without, call `sync_blobs`
+                before a table names them.
+
+        Raises:
+            UserError: If the disk is full.
         """
         sha = hashlib.sha256(data).hexdigest()
         folder = f"blobs/{sha[:2]}"
@@ -355,12 +416,23 @@ class Store:
         except FileNotFoundError:
             is_stored = False
         if not is_stored:
-            _write_atomic(f"{self.root}/{folder}", sha, data, 0o644, sync=sync)
+            try:
+                if self._remote is not None:
+                    # A second name until it is uploaded, made first, so that a killed process forgets none.
+                    _write_atomic(f"{self.root}/{_WAITING}", sha, data, 0o644, sync=sync)
+                _write_atomic(f"{self.root}/{folder}", sha, data, 0o644, sync=sync)
+            except OSError as error:
+                self._check_room(error, "a fetched body")
+                raise
+        if sync and self._remote is not None:
+            self._upload_blobs()
         return sha, path
 
     def sync_blobs(self) -> None:
         """Bring all bytes to the disk that were stored without; 2,000 pages take 0.1 s so, and 4 s one by one."""
         os.sync()
+        if self._remote is not None:
+            self._upload_blobs()
 
     @contextlib.contextmanager
     def artifact(self, kind: str, name: Callable[[], str]) -> Iterator[Path]:
@@ -381,12 +453,159 @@ class Store:
             target = parent / name()
             if not target.exists():
                 scratch.rename(target)
+            if self._remote is not None:
+                unit = f"artifacts/{kind}/{target.name}"
+                files = sorted(str(file.relative_to(self.root)) for file in target.rglob("*") if file.is_file())
+                self._remote.push(unit, self.root, files)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def artifact_path(self, kind: str, artifact_id: str) -> Path:
         """Return where an artifact lies or would lie."""
         return self.root / "artifacts" / kind / artifact_id
+
+    def local(self, path: str) -> Path:
+        """Return where a body or an artifact lies, brought from the object store if only that has it.
+
+        Args:
+            path: Relative to the data folder, as the tables name it.
+        """
+        self.bring([path])
+        return self.root / path
+
+    def bring(self, paths: Iterable[str]) -> None:
+        """Bring bodies and artifacts from the object store that are not here, several at once.
+
+        Args:
+            paths: Relative to the data folder; what nobody has is left out.
+        """
+        if self._remote is None:
+            return
+        missing = [path for path in dict.fromkeys(paths) if not (self.root / path).exists()]
+        blobs = [path for path in missing if path.startswith("blobs/")]
+        with self._scratch() as scratch:
+            self._remote.fetch_blobs(blobs, scratch)
+            for path in blobs:
+                self._place(scratch / path, path)
+            for path, files in self._remote.fetch([path for path in missing if path not in blobs], scratch).items():
+                if files:
+                    self._place(scratch / path, path)
+
+    def drop(self, path: str) -> None:
+        """Take an artifact, a body or a version of a table out of the object store, for every machine.
+
+        The copies in data folders are their owners' to delete.
+
+        Args:
+            path: Relative to the data folder; of a version without the suffix.
+        """
+        if self._remote is not None:
+            self._remote.remove(path)
+            self._remote.remove_files([path] if path.startswith("blobs/") else [])
+
+    # ---- small files that are replaced as a whole ----
+
+    def read_pointer(self, name: str) -> bytes | None:
+        """Return what a pointer holds now, for every machine; None where there is none.
+
+        Args:
+            name: Path relative to the data folder.
+        """
+        if self._remote is not None:
+            return self._remote.read(name)
+        try:
+            with open(f"{self.root}/{name}", "rb") as file:  # noqa: PTH123 - read for every table of every asset
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def write_pointer(self, name: str, data: bytes) -> None:
+        """Replace what a pointer holds.
+
+        Raises:
+            UserError: If another machine has replaced it since it was read here; nothing is changed then.
+        """
+        if self._remote is not None:
+            self._remote.write(name, data)
+        write_atomic(self.root / name, data)
+
+    # ---- the object store ----
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines write this store too."""
+        return self._remote is not None
+
+    def refresh(self) -> None:
+        """Bring every table as it now is, with its history, and let the catalogue show it; nothing without a remote."""
+        if self._remote is None:
+            return
+        self._bring_versions(self._remote.units("tables/"))
+        is_new = [self._keep(name, data) for name, data in self._remote.pointers("tables/").items()]
+        if any(is_new) or not self.catalogue.exists():
+            self.rebuild_catalogue()
+
+    def _bring_versions(self, units: list[str]) -> None:
+        if self._remote is None:
+            return
+        missing = [unit for unit in units if not (self.root / f"{unit}.json").exists()]
+        if not missing:
+            return
+        with self._scratch() as scratch:
+            for unit, files in self._remote.fetch(missing, scratch).items():
+                for file in files:  # the sidecar last: with it the version counts
+                    if unit.split("/")[1] in _PRIVATE:
+                        (scratch / file).chmod(0o600)
+                    self._place(scratch / file, file)
+
+    def _keep(self, name: str, data: bytes) -> bool:
+        """Let the data folder say what a pointer of the object store says; returns whether it said something else."""
+        file = self.root / name
+        if file.exists() and file.read_bytes() == data:
+            return False
+        write_atomic(file, data)
+        self._date_after_catalogue(file)
+        return True
+
+    def _upload_blobs(self) -> None:
+        waiting = self.root / _WAITING
+        names = [f.name for f in waiting.iterdir() if not f.name.startswith(".tmp")] if waiting.is_dir() else []
+        if names and self._remote is not None:
+            self._remote.upload(self.root, [f"blobs/{name[:2]}/{name}" for name in names])
+            for name in names:
+                (waiting / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        room = self._room("what comes from the object store")
+        with room, tempfile.TemporaryDirectory(dir=self.root, prefix=".tmp-remote-") as scratch:
+            yield Path(scratch)
+
+    def _place(self, source: Path, path: str) -> None:
+        target = self.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(source, target)  # noqa: PTH105
+        except OSError:
+            if not target.is_dir():  # another process was faster with the same artifact
+                raise
+
+    @contextlib.contextmanager
+    def _room(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # DuckDB and Polars have errors of their own for a full disk
+            self._check_room(error, what)
+            raise
+
+    def _check_room(self, error: Exception, what: str) -> None:
+        full = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full):
+            raise UserError(
+                f"The disk of {self.root} is full: there is no room for {what}. Make room and run this again; it "
+                "goes on from there."
+            ) from error
 
     # ---- catalogue ----
 
@@ -399,7 +618,18 @@ class Store:
         """Write the catalogue anew: a view per table over its current files, `materializations`, and the SQL models."""
         from ev_platform.lineage.catalogue import build_catalogue
 
-        return build_catalogue(self)
+        shown = max((f.stat().st_mtime_ns for f in (self.root / "tables").glob("*/*/CURRENT")), default=0)
+        built = build_catalogue(self)
+        if built.stat().st_mtime_ns < shown:  # the clock was moved back
+            os.utime(built, ns=(shown, shown))
+        return built
+
+    def _date_after_catalogue(self, pointer: Path) -> None:
+        """Let a pointer be younger than the catalogue that does not show it yet, whatever the clock says."""
+        with contextlib.suppress(FileNotFoundError):
+            built = self.catalogue.stat().st_mtime_ns
+            if pointer.stat().st_mtime_ns <= built:
+                os.utime(pointer, ns=(built + 1, built + 1))
 
     def _is_catalogue_behind(self, tables: Sequence[str], task: str) -> bool:
         # A process killed after it moved a pointer leaves a catalogue that shows the version before.
@@ -425,3 +655,43 @@ class Store:
         # A version counts once its record is written; a lone Parquet file is what a killed process left.
         records = sorted(folder.glob("*/*.json"))
         return [folder / "schema.parquet", *(record.with_suffix(".parquet") for record in records)]
+
+
+def _after_newest(folder: Path, time: datetime) -> datetime:
+    """Return a time that sorts after every version of a folder, also where the clock was moved back."""
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".json")]
+    except FileNotFoundError:
+        return time
+    if not names:
+        return time
+    newest = datetime.strptime(max(names).partition("-")[0], _VERSION_STAMP).replace(tzinfo=UTC)
+    return max(time, newest + timedelta(microseconds=1))
+
+
+def _open_remote(root: Path, url: str | None) -> Remote | None:
+    if url is None:
+        from ev_platform.settings import get_settings
+
+        url = get_settings().store_url
+    mark = root / _CACHE_OF
+    known = mark.read_text() if mark.exists() else None
+    if not url:
+        if known:
+            raise UserError(
+                f"{root} is the cache of {known}: set EV_STORE_URL to it, or choose another data folder (EV_DATA_DIR)."
+            )
+        return None
+    from ev_platform.remote import Remote
+
+    remote = Remote(url)
+    if known is None and (root / "tables").exists():
+        raise UserError(
+            f"{root} was filled without EV_STORE_URL, and {remote.url} may hold something else: choose an empty data "
+            "folder (EV_DATA_DIR)."
+        )
+    if known not in (None, remote.url):
+        raise UserError(f"{root} is the cache of {known}, not of {remote.url}: choose another data folder.")
+    if known is None:
+        write_atomic(mark, remote.url.encode())
+    return remote
