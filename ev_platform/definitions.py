@@ -54,6 +54,7 @@ defs = dg.Definitions(
         *measures.checks,
         *registry.checks,
         *serving.checks,
+        *lineage.checks,
     ],
     jobs=jobs,
     sensors=sensors,

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,17 +117,32 @@ def _write(store: Store, current: dict[str, list[Path]]) -> None:
         os.replace(file, target)  # noqa: PTH105 - the tests' fault injector watches this very call
 
 
+@contextmanager
+def open_catalogue(store: Store) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open the catalogue read-only; one that is missing, or that an older version of the platform built, is rebuilt."""
+    if not store.catalogue.exists():
+        build_catalogue(store)
+    connection = duckdb.connect(str(store.catalogue), read_only=True)
+    try:
+        if _lacks_views(connection):
+            connection.close()
+            build_catalogue(store)
+            connection = duckdb.connect(str(store.catalogue), read_only=True)
+        yield connection
+    finally:
+        connection.close()
+
+
 def show_query(store: Store, sql: str, *, max_rows: int, max_width: int) -> None:
     """Print a person's query on the catalogue as DuckDB's own client would, read-only.
 
     Raises:
         UserError: If there is no catalogue yet, or DuckDB refuses the query.
     """
+    store.refresh()
     if not store.catalogue.exists():
         raise UserError(f"There is no catalogue in {store.root}: run `ev-platform run` first.")
-    if _lacks_views(store):  # it was built by an older version of the platform
-        build_catalogue(store)
-    with duckdb.connect(str(store.catalogue), read_only=True) as connection:
+    with open_catalogue(store) as connection:
         try:
             relation = connection.sql(sql)
             if relation is None:
@@ -135,13 +152,14 @@ def show_query(store: Store, sql: str, *, max_rows: int, max_width: int) -> None
             raise UserError(f"DuckDB: {' '.join(str(error).split())}") from error
 
 
-def _lacks_views(store: Store) -> bool:
+def _lacks_views(connection: duckdb.DuckDBPyConnection) -> bool:
     wanted = {*TABLES, *(f"{table}{HISTORY}" for table in TABLES), *SERVED, *(model.name for model in load_models())}
-    found = rows_of(store, "SELECT view_name FROM duckdb_views() WHERE NOT internal", [])
+    found = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
     return not wanted <= {name for (name,) in found}
 
 
 def rows_of(store: Store, sql: str, parameters: list[object]) -> list[tuple]:
     """Query the catalogue, read-only, with bound parameters."""
+    store.refresh()
     with duckdb.connect(str(store.catalogue), read_only=True) as connection:
         return connection.execute(sql, parameters).fetchall()

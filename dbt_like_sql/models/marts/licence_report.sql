@@ -1,0 +1,78 @@
+-- Under which licences and of whom each task holds documents, passages and training rows, which versions were trained
+-- on them, and how many answers cited them. What has no licence, or no known document, is "unknown".
+WITH sources AS (
+    SELECT
+        task,
+        document_id,
+        coalesce(nullif(trim(licence), ''), 'unknown') AS licence,
+        coalesce(nullif(trim(publisher), ''), 'unknown') AS publisher
+    FROM document_sources
+),
+in_force AS (
+    SELECT task, document_id, 1 AS n_documents, 0 AS n_chunks
+    FROM clean_documents
+    UNION ALL
+    SELECT task, document_id, 0 AS n_documents, count(*) AS n_chunks
+    FROM chunks
+    GROUP BY task, document_id
+),
+held AS (
+    SELECT
+        f.task,
+        coalesce(s.licence, 'unknown') AS licence,
+        coalesce(s.publisher, 'unknown') AS publisher,
+        CAST(sum(f.n_documents) AS BIGINT) AS n_documents,
+        CAST(sum(f.n_chunks) AS BIGINT) AS n_chunks
+    FROM in_force AS f
+    LEFT JOIN sources AS s ON s.task = f.task AND s.document_id = f.document_id
+    GROUP BY ALL
+),
+prompts AS (
+    SELECT
+        m.task,
+        m.model_version,
+        t.example_id,
+        unnest(list_distinct(list_append(t.context_chunk_ids, t.chunk_id))) AS chunk_id
+    FROM registered_model AS m
+    JOIN training_set_history AS t ON t.task = m.task AND t.version = m.training_set_version
+),
+trained AS (
+    SELECT
+        p.task,
+        coalesce(s.licence, 'unknown') AS licence,
+        coalesce(s.publisher, 'unknown') AS publisher,
+        count(DISTINCT p.example_id) AS n_training_rows,
+        list(DISTINCT p.model_version ORDER BY p.model_version) AS model_versions
+    FROM prompts AS p
+    LEFT JOIN passage_documents AS c ON c.task = p.task AND c.chunk_id = p.chunk_id
+    LEFT JOIN sources AS s ON s.task = c.task AND s.document_id = c.document_id
+    GROUP BY ALL
+),
+citations AS (
+    SELECT task, key_id, request_id, unnest(chunk_ids) AS chunk_id
+    FROM requests
+),
+cited AS (
+    SELECT
+        r.task,
+        coalesce(s.licence, 'unknown') AS licence,
+        coalesce(s.publisher, 'unknown') AS publisher,
+        count(DISTINCT (r.key_id, r.request_id)) AS n_requests
+    FROM citations AS r
+    LEFT JOIN passage_documents AS c ON c.task = r.task AND c.chunk_id = r.chunk_id
+    LEFT JOIN sources AS s ON s.task = c.task AND s.document_id = c.document_id
+    GROUP BY ALL
+)
+SELECT
+    task,
+    licence,
+    publisher,
+    coalesce(h.n_documents, 0) AS n_documents,
+    coalesce(h.n_chunks, 0) AS n_chunks,
+    coalesce(t.n_training_rows, 0) AS n_training_rows,
+    coalesce(t.model_versions, []) AS model_versions,
+    coalesce(r.n_requests, 0) AS n_requests
+FROM held AS h
+FULL JOIN trained AS t USING (task, licence, publisher)
+FULL JOIN cited AS r USING (task, licence, publisher)
+ORDER BY task, licence, publisher
