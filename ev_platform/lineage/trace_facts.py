@@ -17,7 +17,7 @@ import polars as pl
 
 from ev_platform.lineage.index import RELATIONS, Index, Source, inputs_of, key_of
 
-MAX_TEXT = 200  # characters of a question, an answer or a passage
+MAX_TEXT = 160  # characters of a question, an answer or a passage
 Fact = str | int | float | bool
 
 
@@ -218,7 +218,7 @@ def _node(index: Index, source: Source, at: At, row: dict[str, Any]) -> Node:
     kind = KINDS[at.kind]
     if at.kind == "dataset":
         record = index.store.record(source.table, source.task, source.version)
-        facts = {"n_rows": record.n_rows, "version": record.version, "finished_at": record.finished_at}
+        facts = {"n_rows": record.n_rows, "version": record.version, "finished_at": record.finished_at[:19] + "+00:00"}
         return Node(source.dataset, at.kind, source.table.replace("_", " "), facts)
     label = row.get(kind.label)
     facts = {name: _fact(row[name]) for name in kind.facts if row.get(name) is not None}
