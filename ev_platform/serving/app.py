@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,10 @@ from ev_platform.serving.worker import too_late
 if TYPE_CHECKING:
     from ev_platform.registry import Release
 
+# How long a description holds. An older one is still told while a newer one is fetched, so that hardly any question
+# waits for it; one that is too old is not, since a promotion must be seen.
 DESCRIBED_FOR_S = 1.0
+OLDEST_DESCRIPTION_S = 3.0
 # A replica that dies takes its questions along, but nothing of their answers has been told yet: they are put to another
 # one. Where there is no other, the call itself waits until the dead one is back; the pauses are for the moment in which
 # nobody has noticed yet that it is dead, or in which only some replicas have swapped to the version asked for.
@@ -100,24 +105,33 @@ class RayBackend:
         # Ray's types do not tell a call that streams from one that does not.
         self._streams: dict[str, Any] = {model: handle.options(stream=True) for model, handle in handles.items()}
         self._described: dict[str, tuple[float, Described]] = {}
-        self._describing = {model: asyncio.Lock() for model in handles}
+        self._describing: dict[str, asyncio.Task[None]] = {}
 
     async def describe(self, model: str) -> Described:
-        """Say what stands behind a name, or stood a second ago.
+        """Say what stands behind a name, or stood at most `OLDEST_DESCRIPTION_S` ago.
 
         Raises:
             ApiError: 503 or 504 where no replica tells.
         """
-        try:
-            async with asyncio.timeout(self._config.request_timeout_s), self._describing[model]:
-                known = self._described.get(model)
-                if known is None or time.monotonic() - known[0] > DESCRIBED_FOR_S:
-                    described = await self._call(model, "describe")
-                    # From its end on: a call that takes longer than it holds would else be made by each who waits.
-                    known = self._described[model] = time.monotonic(), described
-                return known[1]
-        except TimeoutError:
-            raise too_late(self._config) from None
+        described_at, known = self._described.get(model, (-math.inf, None))
+        age_s = time.monotonic() - described_at
+        if age_s > DESCRIBED_FOR_S and model not in self._describing:
+            task = self._describing[model] = asyncio.create_task(self._describe(model))
+            task.add_done_callback(partial(self._end_describing, model))
+        if known is None or age_s > OLDEST_DESCRIPTION_S:
+            await asyncio.shield(self._describing[model])  # it is for all who wait: none of them takes it along
+            _, known = self._described[model]
+        return known
+
+    async def _describe(self, model: str) -> None:
+        described = await self._whole(model, None, lambda: self._handles[model].describe.remote())
+        # From its end on: a call that takes longer than it holds would else be made by each who waits.
+        self._described[model] = time.monotonic(), described
+
+    def _end_describing(self, model: str, task: asyncio.Task[None]) -> None:
+        del self._describing[model]
+        if not task.cancelled():
+            task.exception()  # where nobody waited, asyncio would tell of it: who has to know it asks again
 
     async def answer(self, model: str, ask: Ask) -> Reply:
         """Answer; if the replica dies meanwhile, another one is asked.
@@ -125,7 +139,7 @@ class RayBackend:
         Raises:
             ApiError: What the replica refused with, 503 where no replica can be reached, 504 after `request_timeout_s`.
         """
-        return await self._call(model, "answer", ask)
+        return await self._whole(model, ask, lambda: self._handles[model].answer.remote(ask))
 
     async def stream(self, model: str, ask: Ask) -> AsyncGenerator[Found | Delta | Reply]:
         """Answer piece by piece; if the replica dies before the first piece, another one is asked.
@@ -133,81 +147,78 @@ class RayBackend:
         Raises:
             ApiError: As `answer`; 503 (`interrupted`) where the replica died after the first piece.
         """
+        async with contextlib.aclosing(
+            self._pieces(model, ask, lambda: _streamed(self._streams[model].stream.remote(ask)))
+        ) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _whole(self, model: str, ask: Ask | None, call: Callable[[], Any]) -> Any:
+        async with contextlib.aclosing(self._pieces(model, ask, lambda: _awaited(call()))) as pieces:
+            return await anext(pieces)
+
+    async def _pieces(
+        self, model: str, ask: Ask | None, begin: Callable[[], AsyncGenerator[Any]]
+    ) -> AsyncGenerator[Any]:
+        """Yield what a call gives; it is made again as long as another replica may give what this one could not."""
         deadline = asyncio.get_running_loop().time() + self._config.request_timeout_s
+        refusal = _unreachable()
         for pause_s in PAUSES_S:
-            events = self._streams[model].stream.remote(ask)
-            has_begun = is_over = False
-            refused = None
+            has_begun = False
             try:
-                while not is_over:
-                    async with asyncio.timeout_at(deadline):
-                        event = await anext(events, None)
-                    is_over = event is None or isinstance(event, ApiError)
-                    if isinstance(event, ApiError):
-                        if not await self._is_held_elsewhere(model, ask, event):
-                            raise event
-                        refused = event
-                        break
-                    if event is None:
-                        return
-                    has_begun = True
-                    yield event
+                async with contextlib.aclosing(begin()) as pieces:
+                    while True:
+                        async with asyncio.timeout_at(deadline):
+                            piece = await anext(pieces, None)
+                        if piece is None:
+                            return
+                        if isinstance(piece, ApiError):
+                            raise piece
+                        has_begun = True
+                        yield piece
+            except ApiError as error:
+                if not await self._is_held_elsewhere(model, ask, error):
+                    raise
+                refusal = error
             except _FAILED as error:
-                is_over = True
                 if not _has_died(error):
                     raise
                 if has_begun:
-                    raise ApiError(
-                        503, "The answer was interrupted: ask again.", "interrupted", retry_after_s=1
-                    ) from None
+                    raise ApiError(503, "The answer was interrupted: ask again.", "interrupted", None, 1) from None
+                _log.warning("A replica of %s died; another one is asked.", model)
+                refusal = _unreachable()
             except BackPressureError:
-                is_over = True
                 raise _overloaded() from None
             except TimeoutError:
                 raise too_late(self._config) from None
-            finally:
-                if not is_over:
-                    events.cancel()
-            if refused is None:
-                _log.warning("A replica of %s died; request %s is put to another one.", model, ask.request_id)
             await asyncio.sleep(pause_s)
-        raise refused or _unreachable()
+        raise refusal
 
-    async def _is_held_elsewhere(self, model: str, ask: Ask, refusal: ApiError) -> bool:
+    async def _is_held_elsewhere(self, model: str, ask: Ask | None, refusal: ApiError) -> bool:
         """Return whether another replica holds the version that one was refused for: they swap one after the other."""
-        if ask.version is None or refusal.code != "model_not_found":
+        if ask is None or ask.version is None or refusal.code != "model_not_found":
             return False
         return (await self.describe(model)).model_version == ask.version
 
-    async def _call(self, model: str, method: str, *arguments: Ask) -> Any:
-        refused = None
-        try:
-            async with asyncio.timeout(self._config.request_timeout_s):
-                for pause_s in PAUSES_S:
-                    response = getattr(self._handles[model], method).remote(*arguments)
-                    refused = None
-                    try:
-                        result = await response
-                    except asyncio.CancelledError:
-                        response.cancel()
-                        raise
-                    except _FAILED as error:
-                        if not _has_died(error):
-                            raise
-                        _log.warning("A replica of %s died; another one is asked to %s.", model, method)
-                        await asyncio.sleep(pause_s)
-                        continue
-                    if not isinstance(result, ApiError):
-                        return result
-                    if not arguments or not await self._is_held_elsewhere(model, arguments[0], result):
-                        raise result
-                    refused = result
-                    await asyncio.sleep(pause_s)
-        except BackPressureError:
-            raise _overloaded() from None
-        except TimeoutError:
-            raise too_late(self._config) from None
-        raise refused or _unreachable()
+
+async def _awaited(response: Any) -> AsyncGenerator[Any]:
+    """Yield the one thing that a call gives; the call ends with who waits for it."""
+    try:
+        result = await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    yield result
+
+
+async def _streamed(events: Any) -> AsyncGenerator[Any]:
+    """Yield what a streaming call gives; the call ends with who reads it."""
+    try:
+        async for event in events:
+            yield event
+    except (asyncio.CancelledError, GeneratorExit):
+        events.cancel()
+        raise
 
 
 # The gate bounds what each key may do at once; here nothing waits that could be refused in OpenAI's form.

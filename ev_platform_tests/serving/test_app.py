@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from pathlib import Path
 
 import grpc
@@ -37,7 +38,7 @@ class Method:
     """A method of a deployment's handle, which does in turn what it is told; the last thing for ever."""
 
     def __init__(self, turns, seconds=0.0):
-        self.turns, self.seconds, self.n_calls = turns, seconds, 0
+        self.turns, self.seconds, self.n_calls, self.is_cancelled = turns, seconds, 0, False
 
     def _next(self):
         turn = self.turns[min(self.n_calls, len(self.turns)) - 1]
@@ -46,7 +47,11 @@ class Method:
         return turn
 
     async def _answer(self):
-        await asyncio.sleep(self.seconds)
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.is_cancelled = True
+            raise
         return self._next()
 
     def remote(self, *_):
@@ -55,10 +60,10 @@ class Method:
 
 
 class Pieces:
-    """What a streaming call gives: pieces, and a way to stop them."""
+    """What a streaming call gives: a piece, and a way to stop it."""
 
-    def __init__(self, make):
-        self._make, self._is_over = make, False
+    def __init__(self, method):
+        self._method, self._is_over = method, False
 
     def __aiter__(self):
         return self
@@ -67,22 +72,22 @@ class Pieces:
         if self._is_over:
             raise StopAsyncIteration
         self._is_over = True
-        return self._make()
+        return await self._method._answer()
 
     def cancel(self):
-        self._is_over = True
+        self._method.is_cancelled = True
 
 
 class StreamingMethod(Method):
     def remote(self, *_):
         self.n_calls += 1
-        return Pieces(self._next)
+        return Pieces(self)
 
 
 class Handle:
     def __init__(self, describe=(), answer=(), seconds=0.0):
-        self.describe, self.answer = Method(describe, seconds), Method(answer)
-        self.stream = StreamingMethod(answer)
+        self.describe, self.answer = Method(describe, seconds), Method(answer, seconds)
+        self.stream = StreamingMethod(answer, seconds)
 
     def options(self, **_):
         return self
@@ -102,15 +107,51 @@ def failed(code):
     return AioRpcError(code, Metadata(), Metadata(), "gone")
 
 
-async def test_slow_description_serves_all_who_wait_for_it(monkeypatch):
-    monkeypatch.setattr(app, "DESCRIBED_FOR_S", 0.1)
+async def test_slow_description_serves_all_who_wait_for_it():
     handle = Handle([described()], seconds=0.15)
     backend = backend_of(handle)
     await asyncio.gather(*(backend.describe("fake_task") for _ in range(8)))
     assert handle.describe.n_calls == 1
-    await asyncio.sleep(0.11)
-    await backend.describe("fake_task")
-    assert handle.describe.n_calls == 2
+
+
+async def test_nobody_waits_for_a_description_unless_the_last_one_is_too_old(monkeypatch):
+    monkeypatch.setattr(app, "DESCRIBED_FOR_S", 0.05)
+    monkeypatch.setattr(app, "OLDEST_DESCRIPTION_S", 0.5)
+    handle = Handle([described("fake_task@3"), described("fake_task@4"), described("fake_task@5")], seconds=0.1)
+    backend = backend_of(handle)
+    versions = []
+
+    async def look():
+        started = time.monotonic()
+        versions.append((await backend.describe("fake_task")).model_version)
+        return time.monotonic() - started
+
+    assert await look() >= 0.1
+    await asyncio.sleep(0.06)
+    assert await look() < 0.05  # what is known, while it is asked for anew
+    await asyncio.sleep(0.15)
+    assert await look() < 0.05
+    await asyncio.sleep(0.6)
+    await look()
+    assert versions == ["fake_task@3", "fake_task@3", "fake_task@4", "fake_task@5"]
+
+
+async def test_description_that_nobody_gives_is_refused_and_asked_for_again_by_the_next():
+    handle = Handle([failed(grpc.StatusCode.UNAVAILABLE)] * 4 + [described()])
+    backend = backend_of(handle)
+    with pytest.raises(ApiError, match="being started anew"):
+        await backend.describe("fake_task")
+    assert (await backend.describe("fake_task")).model_version == "fake_task@3"
+
+
+async def test_description_that_its_reader_gave_up_is_there_for_the_others():
+    handle = Handle([described()], seconds=0.1)
+    backend = backend_of(handle)
+    left, stays = (asyncio.ensure_future(backend.describe("fake_task")) for _ in range(2))
+    await asyncio.sleep(0.02)
+    left.cancel()
+    assert (await stays).model_version == "fake_task@3"
+    assert handle.describe.n_calls == 1
 
 
 async def one_way(backend, way):
@@ -125,6 +166,35 @@ async def one_way(backend, way):
 async def test_question_of_a_replica_that_died_is_put_to_another_one(way, code):
     handle = Handle(answer=[failed(code), "fine"])
     assert await one_way(backend_of(handle), way) == "fine"
+
+
+@pytest.mark.parametrize("way", ["answer", "stream"])
+async def test_question_that_is_given_up_ends_its_call(way):
+    handle = Handle(answer=["too late"], seconds=5)
+    asked = asyncio.ensure_future(one_way(backend_of(handle), way))
+    await asyncio.sleep(0.05)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert handle.answer.is_cancelled or handle.stream.is_cancelled
+
+
+@pytest.mark.parametrize("way", ["answer", "stream"])
+async def test_question_that_takes_too_long_is_refused_and_its_call_ended(way):
+    handle = Handle(answer=["too late"], seconds=5)
+    backend = RayBackend({"fake_task": handle}, ServingConfig(request_timeout_s=0.05))
+    with pytest.raises(ApiError) as refused:
+        await one_way(backend, way)
+    assert refused.value.status == 504
+    assert handle.answer.is_cancelled or handle.stream.is_cancelled
+
+
+async def test_stream_whose_reader_leaves_ends_its_call():
+    handle = Handle(answer=["one", "two"])
+    stream = backend_of(handle).stream("fake_task", ASK)
+    assert await anext(stream) == "one"
+    await stream.aclose()
+    assert handle.stream.is_cancelled
 
 
 @pytest.mark.parametrize("way", ["answer", "stream"])
