@@ -29,6 +29,20 @@ from ev_platform.storage import now
 
 CLIENT_LEFT = 499  # nginx's number for it; HTTP has none, since nobody reads it
 UNLOGGED = frozenset({"/metrics"})  # asked for by a machine every few seconds; it is counted like all others
+# What the log takes over from a reply as it is; null where there is none.
+_OF_REPLY = (
+    "model_version",
+    "is_abstention",
+    "similarity",
+    "n_prompt_tokens",
+    "n_completion_tokens",
+    "finish_reason",
+    "batch_size",
+    "queue_ms",
+    "retrieve_ms",
+    "first_token_ms",
+    "generate_ms",
+)
 
 
 @dataclass(slots=True)
@@ -180,8 +194,9 @@ class Observe:
         self, course: _Course, key_id: str, request_id: str, route: str, status: int, error: str | None, seconds: float
     ) -> ServedRequest:
         seen, reply = course.seen, course.seen.reply
-        is_kept = self._config.request_text == "keep"
-        answer = reply.text if reply else None
+        question, question_hash = self._kept(seen.question)
+        answer, answer_hash = self._kept(getattr(reply, "text", None))
+        citations = reply.citations if reply else ()
         return ServedRequest(
             request_id=request_id,
             asked_at=course.asked_at,
@@ -192,25 +207,21 @@ class Observe:
             is_streamed=seen.is_streamed,
             task=seen.task,
             model=seen.model,
-            model_version=reply.model_version if reply else None,
-            question=seen.question if is_kept else None,
-            question_hash=None if seen.question is None else text_hash(self._data_root, seen.question),
-            answer=answer if is_kept else None,
-            answer_hash=None if answer is None else text_hash(self._data_root, answer),
-            chunk_ids=[citation.chunk.chunk_id for citation in reply.citations] if reply else [],
-            scores=[citation.score for citation in reply.citations] if reply else [],
-            is_abstention=reply.is_abstention if reply else None,
-            similarity=reply.similarity if reply else None,
-            n_prompt_tokens=reply.n_prompt_tokens if reply else None,
-            n_completion_tokens=reply.n_completion_tokens if reply else None,
-            finish_reason=reply.finish_reason if reply else None,
-            batch_size=reply.batch_size if reply else None,
-            queue_ms=reply.queue_ms if reply else None,
-            retrieve_ms=reply.retrieve_ms if reply else None,
-            first_token_ms=reply.first_token_ms if reply else None,
-            generate_ms=reply.generate_ms if reply else None,
+            question=question,
+            question_hash=question_hash,
+            answer=answer,
+            answer_hash=answer_hash,
+            chunk_ids=[citation.chunk.chunk_id for citation in citations],
+            scores=[citation.score for citation in citations],
             total_ms=seconds * 1000,
+            **{name: getattr(reply, name, None) for name in _OF_REPLY},
         )
+
+    def _kept(self, text: str | None) -> tuple[str | None, str | None]:
+        """Return what the log holds of a text: itself, if it is to be kept, and its hash."""
+        if text is None:
+            return None, None
+        return text if self._config.request_text == "keep" else None, text_hash(self._data_root, text)
 
     def _log(self, row: Callable[[], ServedRequest]) -> None:
         try:
