@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from ev_platform.cli_backup import backup_app, prepare
 from ev_platform.cli_dataset import dataset_app
 from ev_platform.cli_keys import keys_app
 from ev_platform.cli_models import models_app
@@ -35,7 +36,9 @@ app.add_typer(dataset_app, name="dataset")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 app.add_typer(requests_app, name="requests")
+app.add_typer(backup_app, name="backup")
 app.command()(report)
+app.command()(prepare)
 
 
 @app.command()

@@ -1,0 +1,174 @@
+import contextlib
+import sqlite3
+import subprocess
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from ev_platform import backup
+from ev_platform.backup import MANIFEST, create, restore
+from ev_platform.cli import app
+from ev_platform.errors import UserError
+from ev_platform.storage import Store, write_atomic
+from ev_platform_tests.test_storage import child, seen, version
+
+# Publishes a version after the other, as a run does, moves an alias after each, as a promotion does, and counts in a
+# database in WAL mode, as Dagster's is.
+BUSY = """
+import json, sqlite3, sys
+from pathlib import Path
+from ev_platform.storage import Store, write_atomic
+root = Path(sys.argv[1])
+store = Store(root)
+(root / "dagster").mkdir(parents=True)
+db = sqlite3.connect(root / "dagster" / "runs.db", isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL")
+db.execute("CREATE TABLE runs (k INTEGER)")
+for k in range(1000):
+    record = store.publish("eval_report", "cars", version(k))
+    write_atomic(root / "registry" / "cars.json", json.dumps({"champion": record.version}).encode())
+    db.execute("INSERT INTO runs VALUES (?)", [k])
+    print(k, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def busy(root):
+    with subprocess.Popen(child(BUSY, root), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            while process.stdout.readline().strip() != "2":
+                assert process.poll() is None
+            yield
+            assert process.poll() is None  # it was busy all the time
+        finally:
+            process.kill()
+
+
+def count(database):
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        (ok,) = connection.execute("PRAGMA integrity_check").fetchone()
+        assert ok == "ok"
+        return connection.execute("SELECT count(*) FROM runs").fetchone()[0]
+
+
+def test_backups_taken_while_another_process_publishes_come_back_with_every_version_readable(tmp_path):
+    with busy(tmp_path / "data"):
+        made = []
+        for _ in range(2):
+            made.append(create(tmp_path / "data", tmp_path / "backups"))
+            time.sleep(1.5)  # they are named by the second, and something is to happen between them
+    n_versions = []
+    for number, each in enumerate(made):
+        restore(each.folder, tmp_path / f"restored-{number}")
+        store = Store(tmp_path / f"restored-{number}")
+        history = store.history("eval_report", "cars")
+        n_versions.append(len(history))
+        for k, record in enumerate(history):
+            assert store.read("eval_report", "cars", record.version).equals(version(k))
+        # What a pointer or an alias names is there: neither is newer than the files.
+        current = store.current("eval_report", "cars")
+        assert current in history
+        alias = (store.root / "registry" / "cars.json").read_text()
+        assert any(record.version in alias for record in history)
+        assert seen(store) == (current.n_rows, current.n_rows - 1, current.n_rows - 1)
+        assert count(store.root / "dagster" / "runs.db") >= 3
+    assert 3 <= n_versions[0] < n_versions[1]
+    assert made[1].n_linked >= 2 * n_versions[0]  # Parquet and sidecars of the one before take no place again
+
+
+def test_what_was_restored_is_published_into_as_before(tmp_path):
+    store = Store(tmp_path / "data")
+    store.publish("eval_report", "cars", version(0))
+    (store.root / "keys.json").write_text("{}")
+    (store.root / "keys.json").chmod(0o600)
+    made = create(store.root, tmp_path / "backups")
+    restore(made.folder, tmp_path / "restored")
+    again = Store(tmp_path / "restored")
+    again.publish("eval_report", "cars", version(1))
+    assert seen(again) == (2, 1.0, 1.0)
+    assert seen(store) == (1, 0.0, 0.0)
+    assert (again.root / "keys.json").stat().st_mode & 0o777 == 0o600
+    checked = subprocess.run(["sha256sum", "--check", "--quiet", MANIFEST], cwd=made.folder, check=False)
+    assert checked.returncode == 0  # the standard program reads the list
+
+
+def test_file_that_vanishes_between_listing_and_copying_is_replaced_by_what_took_its_place(tmp_path, monkeypatch):
+    store = Store(tmp_path / "data")
+    store.publish("eval_report", "cars", version(0))
+    segment, day = (
+        store.root / "serving" / "requests" / "a.parquet",
+        store.root / "serving" / "requests" / "day.parquet",
+    )
+    write_atomic(segment, b"rows")
+    copy = backup._copy
+
+    def rolling(source, target):
+        if source == segment:
+            write_atomic(day, segment.read_bytes())
+            segment.unlink()
+        return copy(source, target)
+
+    monkeypatch.setattr(backup, "_copy", rolling)
+    made = create(store.root, tmp_path / "backups")
+    assert (made.folder / "serving" / "requests" / "day.parquet").read_bytes() == b"rows"
+    assert not (made.folder / "serving" / "requests" / "a.parquet").exists()
+
+
+def test_version_that_is_pruned_under_the_backup_is_told_and_nothing_half_stays(tmp_path, monkeypatch):
+    store = Store(tmp_path / "data")
+    record = store.publish("eval_report", "cars", version(0))
+    copy = backup._copy
+
+    def pruning(source, target):
+        (store.root / "tables" / "eval_report" / "cars" / f"{record.version}.parquet").unlink(missing_ok=True)
+        return copy(source, target)
+
+    monkeypatch.setattr(backup, "_copy", pruning)
+    with pytest.raises(UserError, match="was deleted while it was copied"):
+        create(store.root, tmp_path / "backups")
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["altered", "missing", "unfinished"])
+def test_backup_that_is_not_whole_is_refused_and_leaves_nothing(tmp_path, damage):
+    store = Store(tmp_path / "data")
+    store.publish("eval_report", "cars", version(0))
+    made = create(store.root, tmp_path / "backups")
+    (file,) = made.folder.glob("tables/eval_report/cars/*.parquet")
+    if damage == "altered":
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    elif damage == "missing":
+        file.unlink()
+    else:
+        (made.folder / MANIFEST).unlink()
+    with pytest.raises(UserError, match=r"SHA-256|no whole backup"):
+        restore(made.folder, tmp_path / "restored")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backups", "data"]
+
+
+def test_nothing_is_written_over_nor_into_itself(tmp_path):
+    store = Store(tmp_path / "data")
+    with pytest.raises(UserError, match="is no data folder"):
+        create(store.root, tmp_path / "backups")
+    store.publish("eval_report", "cars", version(0))
+    with pytest.raises(UserError, match="in the data folder itself"):
+        create(store.root, store.root / "backups")
+    made = create(store.root, tmp_path / "backups")
+    with pytest.raises(UserError, match="is not empty"):
+        restore(made.folder, store.root)
+
+
+def test_commands_back_up_and_bring_back(own_folders):
+    store = Store(own_folders / "data")
+    assert CliRunner().invoke(app, ["prepare"]).exit_code == 0
+    assert (store.root / "dagster" / "dagster.yaml").exists()
+    store.publish("eval_report", "cars", version(0))
+    made = CliRunner().invoke(app, ["backup", "create", str(own_folders / "backups")])
+    assert made.exit_code == 0, made.output
+    folder = made.output.partition(": ")[0]
+    store.root.rename(own_folders / "lost")
+    back = CliRunner().invoke(app, ["backup", "restore", folder])
+    assert back.exit_code == 0, back.output
+    assert seen(store) == (1, 0.0, 0.0)
+    assert CliRunner().invoke(app, ["backup", "restore", folder]).exit_code == 1
