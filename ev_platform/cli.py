@@ -14,6 +14,7 @@ from rich.markup import escape
 from ev_platform.cli_backup import backup_app, prepare
 from ev_platform.cli_dataset import dataset_app
 from ev_platform.cli_keys import keys_app
+from ev_platform.cli_lineage import trace
 from ev_platform.cli_models import models_app
 from ev_platform.cli_report import report
 from ev_platform.cli_requests import requests_app
@@ -38,6 +39,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(requests_app, name="requests")
 app.add_typer(backup_app, name="backup")
 app.command()(report)
+app.command()(trace)
 app.command()(prepare)
 
 
