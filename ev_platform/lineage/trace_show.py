@@ -95,7 +95,7 @@ def facts_of(node: Node, *, all_: bool = False) -> list[tuple[str, str]]:
     told = [
         (name.removeprefix("n_").replace("_", " "), _words(name, value))
         for name, value in node.facts.items()
-        if (all_ or name not in _ASIDE) and str(value) != node.label and not (name == "url" and value in node.id)
+        if (all_ or name not in _ASIDE) and str(value) != node.label and not (name == "url" and str(value) in node.id)
     ]
     return told if node.is_stored else [*told, ("stored", "no longer; known by name only")]
 
