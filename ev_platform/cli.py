@@ -18,8 +18,9 @@ from ev_platform.cli_lineage import trace
 from ev_platform.cli_models import models_app
 from ev_platform.cli_report import report
 from ev_platform.cli_requests import requests_app
+from ev_platform.cli_run import run, schedule
 from ev_platform.settings import get_settings
-from ev_platform.terminal import TaskOption, console, plain_errors, quiet
+from ev_platform.terminal import console, plain_errors, quiet
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,54 +39,11 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 app.add_typer(requests_app, name="requests")
 app.add_typer(backup_app, name="backup")
+app.command()(run)
+app.command()(schedule)
 app.command()(report)
 app.command()(trace)
 app.command()(prepare)
-
-
-@app.command()
-@plain_errors
-def run(
-    task: TaskOption = "ev_charging",
-    stage: Annotated[
-        list[str] | None, typer.Option(help="Only this stage; may be repeated. All of them by default.")
-    ] = None,
-    force: Annotated[bool, typer.Option(help="Compute also what has not changed.")] = False,
-    overrule: Annotated[str, typer.Option(help="Why the run goes on whatever the verdict on the teacher.")] = "",
-) -> None:
-    """Materialize the graph, as the weekly flow does.
-
-    Example: `ev-platform run --task ev_charging --stage collect --stage corpus`
-    """
-    quiet()
-    from ev_platform.flows.weekly import materialize_graph
-
-    result = materialize_graph(task_name=task, stages=stage, force=force, overrule=overrule)
-    console.print(f"Computed: {', '.join(result.computed) or 'nothing, no change'}", soft_wrap=True)
-    if result.unchanged:
-        console.print(f"Unchanged: {', '.join(result.unchanged)}", soft_wrap=True)
-    for check in result.failed_checks:
-        console.print(f"[yellow]Check {check} did not pass; the run went on.[/]")
-    _print_scores(task)
-    if result.outcome:
-        console.print(f"[bold]{result.outcome}[/]: {escape(result.reason)}", soft_wrap=True, highlight=False)
-
-
-@app.command()
-@plain_errors
-def schedule(
-    task: TaskOption = "ev_charging",
-    cron: Annotated[str, typer.Option(help="When, as a cron line.")] = "0 4 * * 1",
-    timezone: Annotated[str, typer.Option(help="IANA time zone of the cron line.")] = "UTC",
-) -> None:
-    """Run the flow every week, until stopped. Needs a Prefect server: `prefect server start`.
-
-    Example: `ev-platform schedule --task ev_charging --cron "0 4 * * 1" --timezone Europe/Berlin`
-    """
-    quiet()
-    from ev_platform.flows.weekly import serve_weekly
-
-    serve_weekly(task, cron, timezone)
 
 
 @app.command()
@@ -242,15 +200,6 @@ def task_check(
             console.print(escape(said), soft_wrap=True, highlight=False)
     if not report.is_ok:
         raise typer.Exit(1)
-
-
-def _print_scores(task: str) -> None:
-    from ev_platform.evaluation.report import print_table
-    from ev_platform.storage import Store
-
-    metrics = Store(get_settings().data_root).read("eval_report", task)
-    if metrics.height:
-        console.print(print_table(metrics))
 
 
 def main() -> None:

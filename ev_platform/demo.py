@@ -38,7 +38,7 @@ def run_demo(console: Console, port: int) -> None:
     endpoint = Endpoint(settings.host, port, settings.tls_certificate, settings.tls_key)
     endpoint.check()  # told now, not after ten minutes of work
     console.rule("1  sources → corpus → dataset → training → evaluation → registry")
-    result = materialize_graph(task_name=TASK)
+    result = materialize_graph(tasks=[TASK])[TASK]
     console.print(f"Computed: {', '.join(result.computed) or 'nothing, no change'}", soft_wrap=True)
     console.rule("2  every system on the hand-written test rows")
     console.print(print_table(store.read("eval_report", TASK)))

@@ -1,9 +1,12 @@
-"""Materializing from Python: what the CLI, the Prefect flow and the tests call."""
+"""Materializing from Python: what the CLI, the Prefect flow and the tests call.
+
+What does not belong here: runs that a Dagster webserver carries out (`submit`), and Dagster's settings (`instance`).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
+from ev_platform.defs.instance import end_dead_runs, write_settings
 from ev_platform.defs.jobs import STAGES, select
 from ev_platform.defs.stage import FORCE_TAG
 from ev_platform.errors import UserError
@@ -27,12 +31,26 @@ _TERMINAL = {
 _USER_ERROR = "ev_platform.errors.UserError: "
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """How a run ended.
+class RunFailedError(UserError):
+    """A run that failed, told in the sentence of the asset or check that failed.
 
     Attributes:
-        run_id: Dagster's id.
+        run_id: Dagster's id of the run.
+        where: The step or check that failed.
+        is_final: Whether a person has to act first; else the same run may well pass when it is tried again.
+    """
+
+    def __init__(self, sentence: str, run_id: str, where: str, *, is_final: bool):
+        super().__init__(sentence)
+        self.run_id, self.where, self.is_final = run_id, where, is_final
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How one or several runs of a task ended.
+
+    Attributes:
+        run_ids: Dagster's ids.
         unchanged: Tables for which nothing had to be computed.
         computed: Tables that have a new version.
         failed_checks: Names of checks that did not pass but did not stop the run.
@@ -41,12 +59,31 @@ class RunResult:
         reason: Why, in a sentence.
     """
 
-    run_id: str
+    run_ids: tuple[str, ...]
     unchanged: tuple[str, ...]
     computed: tuple[str, ...]
     failed_checks: tuple[str, ...]
     outcome: str = ""
     reason: str = ""
+
+
+def join_results(results: Sequence[RunResult]) -> RunResult:
+    """Return what several runs of one task did together; a table that any of them computed counts as computed."""
+
+    def each(name: str) -> dict[str, None]:
+        return dict.fromkeys(value for result in results for value in getattr(result, name))
+
+    computed = each("computed")
+    unchanged = tuple(table for table in each("unchanged") if table not in computed)
+    decided = next((result for result in reversed(results) if result.outcome), None)
+    return RunResult(
+        tuple(each("run_ids")),
+        unchanged,
+        tuple(computed),
+        tuple(each("failed_checks")),
+        decided.outcome if decided else "",
+        decided.reason if decided else "",
+    )
 
 
 def dagster_home(data_root: Path) -> Path:
@@ -60,11 +97,38 @@ def dagster_home(data_root: Path) -> Path:
         raise UserError(f"DAGSTER_HOME is {configured!r}: set it to an absolute path, or unset it.")
     home = Path(configured) if configured else data_root / "dagster"
     home.mkdir(parents=True, exist_ok=True)
-    settings = home / "dagster.yaml"
-    if not settings.exists():
-        # No first-run dialog and no usage reports: the UI has to work without a network.
-        settings.write_text("telemetry:\n  enabled: false\nnux:\n  enabled: false\n")
+    write_settings(home)
     return home
+
+
+def check_request(defs: dg.Definitions, tasks: Iterable[str], stages: Iterable[str]) -> None:
+    """Say what is wrong with the names of tasks and stages, before anything runs.
+
+    Raises:
+        UserError: If there is no such task or stage.
+    """
+    for stage in stages:
+        if stage not in STAGES:
+            raise UserError(f"There is no stage {stage!r}; the stages are {', '.join(STAGES)}.")
+    partitions = defs.resolve_job_def("everything").partitions_def
+    known = partitions.get_partition_keys() if partitions else []
+    for task in tasks:
+        if task not in known:
+            raise UserError(f"There is no task {task!r}; the tasks are {', '.join(known)}.")
+
+
+def assets_of(defs: dg.Definitions, stages: Sequence[str]) -> list[dg.AssetKey]:
+    """Return the assets of some stages."""
+    return sorted(select(*stages).resolve(defs.resolve_asset_graph()))
+
+
+def run_config(overrule: str) -> dict[str, Any]:
+    """Return what is said to a run's steps.
+
+    Args:
+        overrule: Why the run goes on whatever the verdict on the teacher; empty where it does not.
+    """
+    return {"ops": {"examine": {"config": {"overruled_by": overrule}}}} if overrule else {}
 
 
 def materialize(
@@ -75,6 +139,7 @@ def materialize(
     *,
     force: bool = False,
     overrule: str = "",
+    tags: Mapping[str, str] | None = None,
 ) -> RunResult:
     """Materialize the assets of some stages for one task, in this process.
 
@@ -85,34 +150,28 @@ def materialize(
         stages: Names of groups, such as `collect`.
         force: Compute also what has not changed.
         overrule: Why the run goes on whatever the verdict on the teacher.
+        tags: Of the run, in Dagster's UI.
 
     Raises:
-        UserError: With the sentence of the asset or check that failed.
+        RunFailedError: With the sentence of the asset or check that failed.
+        UserError: If there is no such task or stage.
     """
-    unknown = set(stages) - set(STAGES)
-    if unknown:
-        raise UserError(f"There is no stage {sorted(unknown)[0]!r}; the stages are {', '.join(STAGES)}.")
+    check_request(defs, [task], stages)
     with dg.DagsterInstance.from_ref(
         InstanceRef.from_dir(str(dagster_home(data_root)), overrides=_TERMINAL)
     ) as instance:
-        known = defs.resolve_job_def("everything").partitions_def
-        if known is None or task not in known.get_partition_keys():
-            raise UserError(
-                f"There is no task {task!r}; the tasks are {', '.join(known.get_partition_keys() if known else [])}."
-            )
+        end_dead_runs(instance)
+        has_examination = "dataset" in stages
         result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=instance,
             partition_key=task,
-            asset_selection=_asset_keys(defs, stages),
-            tags={FORCE_TAG: "true"} if force else None,
+            asset_selection=assets_of(defs, stages),
+            tags={**(tags or {}), **({FORCE_TAG: "true"} if force else {})},
             raise_on_error=False,
-            run_config={
-                "loggers": {"steps": {}},
-                **({"ops": {"examine": {"config": {"overruled_by": overrule}}}} if overrule else {}),
-            },
+            run_config={"loggers": {"steps": {}}, **run_config(overrule if has_examination else "")},
         )
         if not result.success:
-            raise UserError(_failure(result))
+            raise _failure(result)
         unchanged, computed, decided = [], [], {}
         for event in result.get_asset_materialization_events():
             materialization = event.step_materialization_data.materialization
@@ -121,29 +180,33 @@ def materialize(
             if materialization.asset_key.path[-1] == "promotions":
                 decided = {name: str(materialization.metadata[name].value) for name in ("outcome", "reason")}
         failed = [e.check_name for e in result.get_asset_check_evaluations() if not e.passed]
-        return RunResult(result.run_id, tuple(unchanged), tuple(computed), tuple(failed), **decided)
+        return RunResult((result.run_id,), tuple(unchanged), tuple(computed), tuple(failed), **decided)
 
 
-def _asset_keys(defs: dg.Definitions, stages: Sequence[str]) -> list[dg.AssetKey]:
-    graph = defs.resolve_asset_graph()
-    return sorted(select(*stages).resolve(graph))
+def failure_of(run_id: str, step: str, messages: Sequence[str]) -> RunFailedError:
+    """Return the error of a run from its failed step.
+
+    Args:
+        run_id: Dagster's id of the run.
+        step: The step's key.
+        messages: `module.Class: words` of the step's exception and its causes, outermost first: Dagster wraps what a
+            step raises, and a UserError may have a cause of its own, so the sentence is in between.
+    """
+    for message in messages:
+        if message.startswith(_USER_ERROR):
+            return RunFailedError(message.removeprefix(_USER_ERROR), run_id, step, is_final=True)
+    return RunFailedError(f"{step}: {messages[-1] if messages else 'failed'}", run_id, step, is_final=False)
 
 
-def _failure(result: Any) -> str:
-    """Return the sentence behind a failed run: of a blocking check, of a `UserError`, or the exception's own."""
+def _failure(result: Any) -> RunFailedError:
     for evaluation in result.get_asset_check_evaluations():
         if not evaluation.passed and evaluation.blocking and evaluation.description:
-            return evaluation.description
+            return RunFailedError(evaluation.description, result.run_id, evaluation.check_name, is_final=True)
     for event in result.all_events:
         if event.is_step_failure:
-            # Dagster wraps what a step raises, and a UserError may have a cause of its own: the sentence is in between.
             chain = [event.step_failure_data.error]
             while chain[-1] is not None and chain[-1].cause is not None:
                 chain.append(chain[-1].cause)
-            messages = [error.message.strip() for error in chain if error is not None]
-            for message in messages:
-                if message.startswith(_USER_ERROR):
-                    return message.removeprefix(_USER_ERROR)
-            if messages:
-                return f"{event.step_key}: {messages[-1]}"
-    return "The run failed before any step started; see the Dagster log above."
+            return failure_of(result.run_id, event.step_key, [e.message.strip() for e in chain if e is not None])
+    said = "The run failed before any step started; see the Dagster log above."
+    return RunFailedError(said, result.run_id, "the run", is_final=False)

@@ -13,7 +13,7 @@ from ev_platform_tests.tiny import write_tiny_task
 
 FLOW = """
 from ev_platform.flows.weekly import materialize_graph
-result = materialize_graph(task_name="tiny", stages=["collect"])
+result = materialize_graph(tasks=["tiny"], stages=["collect"])["tiny"]
 print(type(result).__name__, sorted(result.computed), result.unchanged, result.failed_checks)
 """
 

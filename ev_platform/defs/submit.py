@@ -1,0 +1,156 @@
+"""Runs that a Dagster webserver starts: submitted and followed over GraphQL, so that they are seen live in its UI.
+
+What does not belong here: runs in this process (`run`), and who starts them (`flows`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from ev_platform.defs.run import RunFailedError, RunResult, failure_of, run_config
+from ev_platform.defs.stage import FORCE_TAG
+from ev_platform.errors import UserError
+
+_POLL_S = 1.0
+# A queue moves within seconds where its daemon runs; an hour behind other runs is no fault.
+_LONGEST_QUEUE_S = 3600
+_TIMEOUT_S = 30
+
+_REPOSITORIES = """{ repositoriesOrError { ... on RepositoryConnection {
+  nodes { name location { name } pipelines { name } } } } }"""
+_LAUNCH = """mutation($it: ExecutionParams!) { launchRun(executionParams: $it) { __typename
+  ... on LaunchRunSuccess { run { runId } }
+  ... on RunConfigValidationInvalid { errors { message } }
+  ... on Error { message } } }"""
+_STATUS = "query($run: ID!) { runOrError(runId: $run) { ... on Run { status } ... on Error { message } } }"
+_EVENTS = """query($run: ID!, $after: String) { logsForRun(runId: $run, afterCursor: $after) {
+  ... on EventConnection { cursor hasMore events { __typename
+    ... on MaterializationEvent { assetKey { path }
+      metadataEntries { label ... on BoolMetadataEntry { boolValue } ... on TextMetadataEntry { text } } }
+    ... on AssetCheckEvaluationEvent { evaluation { checkName success severity description } }
+    ... on ExecutionStepFailureEvent { stepKey error { message errorChain { error { message } } } } } } } }"""
+
+
+def is_reachable(url: str) -> bool:
+    """Return whether a Dagster webserver answers at an address."""
+    try:
+        return httpx.get(f"{url}/server_info", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def run_page(url: str, run_id: str) -> str:
+    """Return the address of a run's page in the UI."""
+    return f"{url}/runs/{run_id}"
+
+
+def submit(
+    url: str,
+    task: str,
+    assets: Sequence[str],
+    *,
+    force: bool = False,
+    overrule: str = "",
+    tags: Mapping[str, str] | None = None,
+) -> RunResult:
+    """Let a webserver materialize assets for one task, and wait until it has.
+
+    Args:
+        url: Of the webserver.
+        task: Partition.
+        assets: Names of the assets.
+        force: Compute also what has not changed.
+        overrule: Why the run goes on whatever the verdict on the teacher.
+        tags: Of the run.
+
+    Raises:
+        RunFailedError: With the sentence of the asset or check that failed.
+        UserError: If the webserver does not take the run.
+    """
+    told = {"dagster/partition": task, **(tags or {}), **({FORCE_TAG: "true"} if force else {})}
+    params = {
+        "selector": {**_repository(url), "jobName": "__ASSET_JOB", "assetSelection": [{"path": [a]} for a in assets]},
+        "runConfigData": run_config(overrule if "teacher_evaluation" in assets else ""),
+        "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in told.items()]},
+    }
+    launched = _ask(url, _LAUNCH, it=params)["launchRun"]
+    if launched["__typename"] != "LaunchRunSuccess":
+        said = launched.get("message") or "; ".join(error["message"] for error in launched.get("errors", ()))
+        raise UserError(f"Dagster at {url} does not take the run: {said or launched['__typename']}.")
+    run_id = launched["run"]["runId"]
+    status = _wait(url, run_id)
+    return _outcome(url, run_id, has_passed=status == "SUCCESS")
+
+
+def _repository(url: str) -> dict[str, str]:
+    for node in _ask(url, _REPOSITORIES)["repositoriesOrError"].get("nodes", ()):
+        if "everything" in {pipeline["name"] for pipeline in node["pipelines"]}:
+            return {"repositoryName": node["name"], "repositoryLocationName": node["location"]["name"]}
+    raise UserError(f"Dagster at {url} does not serve this graph: start it with `ev-platform dev`.")
+
+
+def _wait(url: str, run_id: str) -> str:
+    queued_until = time.monotonic() + _LONGEST_QUEUE_S
+    while True:
+        run = _ask(url, _STATUS, run=run_id)["runOrError"]
+        status = run.get("status")
+        if status is None or status in ("SUCCESS", "FAILURE", "CANCELED"):
+            return status or "FAILURE"
+        if status in ("QUEUED", "NOT_STARTED") and time.monotonic() > queued_until:
+            said = f"Dagster at {url} has not started run {run_id} for an hour: is its daemon running?"
+            raise RunFailedError(said, run_id, "the queue", is_final=True)
+        time.sleep(_POLL_S)
+
+
+def _outcome(url: str, run_id: str, *, has_passed: bool) -> RunResult:
+    unchanged, computed, failed, decided, cursor = [], [], [], {}, None
+    failure: RunFailedError | None = None
+    while True:
+        page = _ask(url, _EVENTS, run=run_id, after=cursor)["logsForRun"]
+        for event in page.get("events", ()):
+            kind = event["__typename"]
+            if kind == "MaterializationEvent":
+                table = event["assetKey"]["path"][-1]
+                metadata = {entry["label"]: entry for entry in event["metadataEntries"]}
+                (unchanged if metadata["unchanged"]["boolValue"] else computed).append(table)
+                if table == "promotions":
+                    decided = {name: metadata[name]["text"] for name in ("outcome", "reason")}
+            elif kind == "AssetCheckEvaluationEvent" and not event["evaluation"]["success"]:
+                check = event["evaluation"]
+                failed.append(check["checkName"])
+                if check["severity"] == "ERROR" and check["description"] and not has_passed:
+                    failure = RunFailedError(check["description"], run_id, check["checkName"], is_final=True)
+            elif kind == "ExecutionStepFailureEvent" and failure is None:
+                error = event["error"] or {"message": "", "errorChain": []}
+                chain = [error["message"], *(link["error"]["message"] for link in error["errorChain"])]
+                failure = failure_of(run_id, event["stepKey"], [message.strip() for message in chain if message])
+        cursor = page.get("cursor")
+        if not page.get("hasMore"):
+            break
+    if not has_passed:
+        raise failure or RunFailedError(
+            f"Run {run_id} was stopped or lost by Dagster; see {run_page(url, run_id)}.", run_id, "run", is_final=False
+        )
+    return RunResult((run_id,), tuple(unchanged), tuple(computed), tuple(failed), **decided)
+
+
+def _ask(url: str, query: str, **variables: Any) -> dict[str, Any]:
+    """Return the data of a reply; a webserver that is restarted while a run goes on is asked again."""
+    for attempt in range(5):
+        try:
+            reply = httpx.post(
+                f"{url}/graphql", json={"query": query, "variables": variables}, timeout=_TIMEOUT_S
+            ).json()
+            break
+        except (httpx.TransportError, ValueError) as error:
+            # A run that may have been started must not be started twice.
+            if attempt == 4 or query == _LAUNCH:
+                raise UserError(f"Dagster at {url} stopped answering ({type(error).__name__}).") from error
+            time.sleep(2**attempt)
+    if reply.get("errors"):
+        raise UserError(f"Dagster at {url} refuses a question: {reply['errors'][0].get('message', '')}.")
+    return reply["data"]
