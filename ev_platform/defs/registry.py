@@ -17,8 +17,10 @@ from ev_platform.evaluation.pages import write_report
 from ev_platform.evaluation.summary import judge as judge_scores
 from ev_platform.registry import digests, evidence, gate, promotion, releases, strangers, versions
 from ev_platform.registry.note import write_note
+from ev_platform.registry.takedown import tainted_versions
 from ev_platform.storage import Record, code_version, fingerprint
 from ev_platform.tasks.types import get_task_type
+from ev_platform.training.kept import rows_behind
 
 GROUP = "registry"
 CODE = code_version(versions, digests)
@@ -52,6 +54,9 @@ def registered_model(
     scores = eval_report.frame.filter(
         pl.col("compared_to").is_null() & ~pl.col("metric").str.starts_with("confusion/")
     ).select("system", "metric", "value")
+    # A model that was kept though a few rows changed was trained on those before.
+    trained = rows_behind(opened, task.name, "training_set", adapter.record.inputs.get("training_set", ""))
+    trained = trained or training_set.record
     # Two runs at once must not give one number to two models.
     with registry.locked(opened, task.name):
         outputs = list(
@@ -80,7 +85,7 @@ def registered_model(
                         task.name,
                         serving_model=serving_model.frame,
                         adapter=adapter.frame,
-                        training_set=(training_set.version, training_set.fingerprint),
+                        training_set=(trained.version, trained.fingerprint),
                         chunks=(chunks.version, chunks.fingerprint),
                         serving=settings,
                         benchmark_fingerprint=benchmark.fingerprint,
@@ -148,6 +153,7 @@ def promotion_gate(
         config={
             "promotion": task.config.promotion.model_dump(mode="json"),
             "champion": champion,
+            "tainted": sorted(tainted_versions(opened, task.name)),
             "strangers": fingerprint([asdict(it) for it in strange_questions(task)]),
         },
         code=CODE_GATE,

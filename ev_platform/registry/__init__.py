@@ -3,8 +3,8 @@
 A version is a row of the table `registered_model`; it names the very weights, training rows and passages it stands
 for (`versions`). Aliases (`champion`, `candidate`, `previous`) are a small file beside it, replaced as a whole
 (`aliases`). `releases` loads a version after checking its files (`digests`); `evidence` gathers what the gate judges
-by, `gate` judges, `promotion` decides and rolls back, `note` writes down why, `compare` says what differs between two
-versions and `prune` takes weights off the disk.
+by, `gate` judges, `promotion` decides and rolls back, `note` writes down why, `takedown` says which versions are
+tainted, `compare` says what differs between two versions and `prune` takes weights off the disk.
 
 What does not belong here: scores (`evaluation`) and answering over HTTP (`serving`).
 """

@@ -19,6 +19,7 @@ from ev_platform.registry.digests import ALL
 from ev_platform.registry.gate import Evidence, Replayed, shipped_system
 from ev_platform.registry.releases import checked_settings, load_release
 from ev_platform.registry.strangers import ask_strangers
+from ev_platform.registry.takedown import tainted_versions
 from ev_platform.registry.versions import versions_like
 from ev_platform.storage import Store
 from ev_platform.tasks import Task
@@ -68,6 +69,7 @@ def collect(
         replayed=replay_sample(
             store, task, version, tables["benchmark"], tables["predictions"].filter(pl.col("system") == system)
         ),
+        taint=tainted_versions(store, task.name).get(version["model_version"]),
     )
 
 

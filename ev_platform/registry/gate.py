@@ -1,4 +1,4 @@
-"""What a version has to show before it answers in the place of the champion: nine checks over tables and numbers.
+"""What a version has to show before it answers in the place of the champion: ten checks over tables and numbers.
 
 What belongs here: the conditions and the sentences that tell them, with their figures. What does not: where the
 figures come from (`evidence`) and what follows from the checks (`promotion`).
@@ -31,6 +31,7 @@ CHECKS = {
     "latency": "It answers within the latency budget.",
     "retention": "It has not forgotten what the base model knew besides the task.",
     "abstention": "It declines what cannot be answered or is outside the task, and answers the rest, as before.",
+    "untainted": "It was not made from anything that had to be taken down.",
     "nothing_leaked": "No row that it was trained on meets a test row.",
     "export_agrees": "What is served was made from this adapter and says what the trained model says.",
     "serving_agrees": "The endpoint answers as the evaluation did.",
@@ -75,6 +76,7 @@ class Evidence:
         token_agreement: Share of tokens on which export and model agree; None where there was nothing to compare on.
         strangers: How often questions outside the task are declined; None where that cannot be asked.
         replayed: What the endpoint answers.
+        taint: Why it must not answer, in a clause, because something was taken down; None where nothing of it was.
     """
 
     version: Mapping[str, Any]
@@ -89,6 +91,7 @@ class Evidence:
     token_agreement: float | None
     strangers: Strangers | None
     replayed: Replayed
+    taint: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ def judge(evidence: Evidence, task_type: TaskType, config: PromotionConfig) -> p
         "latency": _latency(scores, config),
         "retention": _retention(evidence.general, evidence.lost, config),
         "abstention": _abstention(scores, evidence.strangers, config),
+        "untainted": _untainted(evidence.taint),
         "nothing_leaked": _nothing_leaked(evidence),
         "export_agrees": _export_agrees(evidence, config),
         "serving_agrees": _serving_agrees(evidence.replayed, config),
@@ -298,6 +302,12 @@ def _abstention(scores: _Scores, strangers: Strangers | None, config: PromotionC
         return _Finding(True, None, margin, "Nothing is known about declining: answers are labels, or no row asks it.")
     reason = f"{'; '.join(told)}; {margin:.0%} may be lost."
     return _Finding(worst is None or worst <= margin, worst, margin, reason[0].upper() + reason[1:])
+
+
+def _untainted(taint: str | None) -> _Finding:
+    if taint is not None:
+        return _Finding(False, None, None, f"It must not answer: {taint}.")
+    return _Finding(True, None, None, "Nothing that it was made from had to be taken down.")
 
 
 def _nothing_leaked(evidence: Evidence) -> _Finding:

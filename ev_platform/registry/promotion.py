@@ -16,6 +16,7 @@ from ev_platform.errors import UserError
 from ev_platform.records import Promotion, to_frame
 from ev_platform.registry.aliases import locked, read_aliases, write_aliases
 from ev_platform.registry.releases import checked_settings
+from ev_platform.registry.takedown import tainted_versions
 from ev_platform.registry.versions import OWN, VERY_SAME, resolve, versions_like
 from ev_platform.storage import Store, now
 
@@ -167,8 +168,9 @@ def promote(store: Store, task: str, version: str, *, reason: str, by: str, over
         override: Promote it though it failed the gate, or was never judged against the champion of today.
 
     Raises:
-        UserError: If there is no such version, it cannot be served (see `releases.checked_settings`), it is champion
-            already, the reason is empty, or it did not pass the gate and `override` is False.
+        UserError: If there is no such version, it is tainted (see `registry.takedown`), it cannot be served (see
+            `releases.checked_settings`), it is champion already, the reason is empty, or it did not pass the gate and
+            `override` is False.
     """
     _check_reason(reason)
     with locked(store, task):
@@ -204,7 +206,7 @@ def rollback(store: Store, task: str, *, reason: str, by: str, version: str | No
         version: Which; `previous` where None.
 
     Raises:
-        UserError: If there is none to go back to, it never was champion, it cannot be served (see
+        UserError: If there is none to go back to, it never was champion, it is tainted, it cannot be served (see
             `releases.checked_settings`), or the reason is empty.
     """
     _check_reason(reason)
@@ -245,6 +247,11 @@ def _eligible(store: Store, task: str, name: str, champion: str | None) -> str:
     version = row["model_version"]
     if version == champion:
         raise UserError(f"{version} is champion already: there is nothing to decide.")
+    taint = tainted_versions(store, task).get(version)
+    if taint is not None:
+        raise UserError(
+            f"{version} must not answer any more: {taint}; run `ev-platform run --task {task}` to make one without it."
+        )
     checked_settings(store, task, row)
     return version
 

@@ -62,6 +62,7 @@ def evidence(systems=BETTER, *, n_rows=40, abstains=None, config=CONFIG, **chang
         "token_agreement": 0.97,
         "strangers": Strangers(50, 0.98, 0.96),
         "replayed": Replayed(10, 10),
+        "taint": None,
     }
     return Evidence(**known | changes)
 
