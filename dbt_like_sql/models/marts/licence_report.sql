@@ -32,35 +32,46 @@ prompts AS (
         m.task,
         m.model_version,
         t.example_id,
-        unnest(list_distinct(list_append(t.context_chunk_ids, t.chunk_id))) AS chunk_id
+        unnest(list_append(t.context_chunk_ids, t.chunk_id)) AS chunk_id
     FROM registered_model AS m
     JOIN training_set_history AS t ON t.task = m.task AND t.version = m.training_set_version
-),
-trained AS (
-    SELECT
-        p.task,
-        coalesce(s.licence, 'unknown') AS licence,
-        coalesce(s.publisher, 'unknown') AS publisher,
-        count(DISTINCT p.example_id) AS n_training_rows,
-        list(DISTINCT p.model_version ORDER BY p.model_version) AS model_versions
-    FROM prompts AS p
-    LEFT JOIN passage_documents AS c ON c.task = p.task AND c.chunk_id = p.chunk_id
-    LEFT JOIN sources AS s ON s.task = c.task AND s.document_id = c.document_id
-    GROUP BY ALL
 ),
 citations AS (
     SELECT task, key_id, request_id, unnest(chunk_ids) AS chunk_id
     FROM requests
 ),
-cited AS (
+-- Only the passages that are used: a store holds many more, in several versions each.
+used AS (
+    SELECT task, chunk_id FROM prompts WHERE chunk_id IS NOT NULL
+    UNION
+    SELECT task, chunk_id FROM citations
+),
+used_sources AS MATERIALIZED (
     SELECT
-        r.task,
-        coalesce(s.licence, 'unknown') AS licence,
-        coalesce(s.publisher, 'unknown') AS publisher,
-        count(DISTINCT (r.key_id, r.request_id)) AS n_requests
-    FROM citations AS r
-    LEFT JOIN passage_documents AS c ON c.task = r.task AND c.chunk_id = r.chunk_id
+        u.task,
+        u.chunk_id,
+        coalesce(any_value(s.licence), 'unknown') AS licence,
+        coalesce(any_value(s.publisher), 'unknown') AS publisher
+    FROM used AS u
+    LEFT JOIN chunks_history AS c ON c.task = u.task AND c.chunk_id = u.chunk_id
     LEFT JOIN sources AS s ON s.task = c.task AND s.document_id = c.document_id
+    GROUP BY ALL
+),
+trained AS (
+    SELECT
+        p.task,
+        s.licence,
+        s.publisher,
+        count(DISTINCT p.example_id) AS n_training_rows,
+        list(DISTINCT p.model_version ORDER BY p.model_version) AS model_versions
+    FROM prompts AS p
+    JOIN used_sources AS s ON s.task = p.task AND s.chunk_id = p.chunk_id
+    GROUP BY ALL
+),
+cited AS (
+    SELECT r.task, s.licence, s.publisher, count(DISTINCT (r.key_id, r.request_id)) AS n_requests
+    FROM citations AS r
+    JOIN used_sources AS s ON s.task = r.task AND s.chunk_id = r.chunk_id
     GROUP BY ALL
 )
 SELECT
