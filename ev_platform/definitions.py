@@ -19,6 +19,7 @@ from ev_platform.defs import (
     serving,
     training,
 )
+from ev_platform.defs.automation import after_runs
 from ev_platform.defs.console import step_lines
 from ev_platform.defs.jobs import jobs
 from ev_platform.defs.resources import ParquetIOManager, StoreResource, WandbResource
@@ -42,7 +43,7 @@ defs = dg.Definitions(
         *registry.assets,
         *publication.assets,
         *serving.assets,
-        *lineage.assets,
+        *after_runs(lineage.assets),
     ],
     asset_checks=[
         *corpus.checks,

@@ -91,7 +91,7 @@ def test_task_with_texts_of_its_own_beside_pages_counts_all_and_traces_each(work
 
 
 def test_coverage_of_texts_that_no_tokens_were_counted_of_is_described():
-    from ev_platform.defs.stage import describe
+    from ev_platform.defs.shown import describe
 
     row = Coverage("txt_1", None, None, None, None, 1, 1, 0, 1, "covered", None)
-    assert describe("coverage", to_frame("coverage", [row])).keys() == {"preview"}
+    assert describe("coverage", to_frame("coverage", [row])).keys() == {"status/covered", "preview"}

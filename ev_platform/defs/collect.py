@@ -7,7 +7,7 @@ import dagster as dg
 
 from ev_platform import collect
 from ev_platform.defs.resources import StoreResource
-from ev_platform.defs.stage import build, spec, tasks_partitions
+from ev_platform.defs.stage import NETWORK, RETRY, build, final_user_errors, spec, tasks_partitions
 from ev_platform.settings import get_settings
 from ev_platform.storage import Record, code_version
 
@@ -17,9 +17,12 @@ CODE = code_version(collect)
 
 @dg.asset(
     partitions_def=tasks_partitions,
+    pool=NETWORK,
+    retry_policy=RETRY,
     code_version=CODE,
     **spec("raw_pages", "Every address the crawl met: its bytes, or the reason why there are none.", GROUP),
 )
+@final_user_errors
 def raw_pages(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[dg.Output[Record]]:
     """Crawl the task's seeds; unchanged pages transfer headers only."""
     task, opened = store.task(context.partition_key), store.store()

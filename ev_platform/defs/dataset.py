@@ -5,14 +5,26 @@ from typing import Any
 
 import dagster as dg
 import polars as pl
+from pydantic import Field
 
 from ev_platform import dataset, prompting, retrieval, tasks, teachers
 from ev_platform.dataset import steps
-from ev_platform.dataset.overlap import Overlap, find_overlaps
+from ev_platform.dataset.leakage import find_leaks
+from ev_platform.dataset.overlap import Overlap
 from ev_platform.dataset.splits import build_splits
 from ev_platform.dataset.steps import describe_task
 from ev_platform.defs.resources import StoreResource, Table
-from ev_platform.defs.stage import build, markdown_table, outs, spec, table_check, tasks_partitions
+from ev_platform.defs.stage import (
+    RETRY,
+    TEACHER,
+    build,
+    final_user_errors,
+    markdown_table,
+    outs,
+    spec,
+    table_check,
+    tasks_partitions,
+)
 from ev_platform.evaluation import metrics
 from ev_platform.storage import Record, code_version
 from ev_platform.tasks import DatasetConfig
@@ -25,13 +37,11 @@ CODE = code_version(dataset, tasks, teachers, prompting, retrieval, tokens, metr
 
 
 class ExamineConfig(dg.Config):
-    """What a person says to the examination of the teacher.
+    """What a person says to the examination of the teacher."""
 
-    Attributes:
-        overruled_by: Why the run goes on whatever the verdict; empty: the verdict holds.
-    """
-
-    overruled_by: str = ""
+    overruled_by: str = Field(
+        default="", description="Why the run goes on whatever the verdict on the teacher; empty: the verdict holds."
+    )
 
 
 @dg.multi_asset(
@@ -43,9 +53,12 @@ class ExamineConfig(dg.Config):
         },
     ),
     partitions_def=tasks_partitions,
+    pool=TEACHER,
+    retry_policy=RETRY,
     code_version=CODE,
     name="examine",
 )
+@final_user_errors
 def examine(
     context: dg.AssetExecutionContext,
     config: ExamineConfig,
@@ -89,9 +102,12 @@ def examine(
     ),
     deps=["teacher_evaluation"],
     partitions_def=tasks_partitions,
+    pool=TEACHER,
+    retry_policy=RETRY,
     code_version=CODE,
     name="generate",
 )
+@final_user_errors
 def generate(
     context: dg.AssetExecutionContext,
     store: StoreResource,
@@ -125,9 +141,12 @@ def generate(
         },
     ),
     partitions_def=tasks_partitions,
+    pool=TEACHER,
+    retry_policy=RETRY,
     code_version=CODE,
     name="validate",
 )
+@final_user_errors
 def validate(
     context: dg.AssetExecutionContext,
     store: StoreResource,
@@ -252,9 +271,9 @@ def teacher_is_good_enough(teacher_evaluation: Table) -> dg.AssetCheckResult:
 @table_check("training_set", "validation_set", "benchmark", "chunks", is_blocking=True)
 def no_leakage(training_set: Table, validation_set: Table, benchmark: Table, chunks: Table) -> dg.AssetCheckResult:
     """No training or validation row shares a document, a passage or a question with a test row."""
-    trained_on = pl.concat([training_set.frame, validation_set.frame])
     config = DatasetConfig.model_validate(training_set.record.config["dataset"])
-    leaks = find_overlaps(trained_on, benchmark.frame, chunks.frame, config)
+    records = [training_set.record, validation_set.record]
+    leaks = find_leaks(training_set.store, records, benchmark.record, chunks.record, config)
     table = pl.DataFrame(leaks[:20], schema=list(Overlap._fields), orient="row")
     return dg.AssetCheckResult(
         passed=not leaks,

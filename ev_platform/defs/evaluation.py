@@ -11,7 +11,7 @@ import polars as pl
 from ev_platform import decoding, encoder, engine, engine_base, evaluation, pooling, prompting, registry, retrieval
 from ev_platform.dataset import grounding, quantities
 from ev_platform.defs.resources import StoreResource, Table
-from ev_platform.defs.stage import build, markdown_table, spec, table_check, tasks_partitions
+from ev_platform.defs.stage import COMPUTE, build, markdown_table, spec, table_check, tasks_partitions
 from ev_platform.defs.training import CODE_EXPORT, CODE_SERVING, CODE_TRAIN, answers_of, trainer
 from ev_platform.errors import UserError
 from ev_platform.evaluation import (
@@ -81,6 +81,7 @@ def _answering(task: Task) -> dict[str, Any]:
 
 @dg.asset(
     partitions_def=tasks_partitions,
+    pool=COMPUTE,
     code_version=CODE,
     **spec(
         "predictions", "Answers to the benchmark of base and tuned model, floors, champion and teacher, scored.", GROUP
@@ -221,6 +222,7 @@ def eval_report(
 
 @dg.asset(
     partitions_def=tasks_partitions,
+    pool=COMPUTE,
     code_version=CODE_SEEDS,
     **spec("seed_scores", "Scores of the recipe trained with other seeds; empty without evaluation.seeds.", GROUP),
 )

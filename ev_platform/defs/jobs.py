@@ -2,27 +2,36 @@
 
 import getpass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from ev_platform.defs.resources import StoreResource
-from ev_platform.defs.stage import tasks_partitions
+from ev_platform.defs.stage import OWNERS, tasks_partitions
 from ev_platform.records import Promotion
 from ev_platform.registry import promotion, prune
 from ev_platform.registry.note import rewrite_report
 
 STAGES = ("collect", "corpus", "dataset", "training", "evaluation", "registry", "serving")
 
-_DESCRIPTIONS = {
-    "collect": "Fetch pages and files; unchanged ones transfer headers only.",
-    "corpus": "Extract, filter, deduplicate and cut what was collected.",
-    "dataset": "Make and check training, validation and test rows.",
-    "training": "Train the adapter, merge and export it.",
-    "evaluation": "Let every system answer the benchmark.",
-    "registry": "Register the model, judge it, and promote it if it is better.",
-    "serving": "Compare what is asked of the served model with what it was trained on.",
+# What a job spends where something has changed: shown as its tag `ev/spends`, and on each of its runs.
+_SPENDS = "ev/spends"
+SECONDS, MINUTES, HOURS, MONEY = "seconds", "minutes", "processor-hours", "teacher-money"
+
+# By stage: name, what it does, what it spends.
+_OF_STAGE = {
+    "collect": ("collect", "Fetch pages and files; unchanged ones transfer headers only.", MINUTES),
+    "corpus": ("corpus", "Extract, filter, deduplicate and cut what was collected.", MINUTES),
+    "dataset": ("dataset", "Make and check training, validation and test rows; pays the teacher.", MONEY),
+    "training": ("train", "Train the adapter, merge and export it.", HOURS),
+    "evaluation": ("evaluate", "Let every system answer the benchmark.", HOURS),
+    "registry": ("register", "Register the model, judge it, and promote it if it is better.", MINUTES),
+    "serving": ("drift", "Compare what is asked of the served model with what it was trained on.", SECONDS),
 }
+_FORCE = (
+    "What did not change is not computed again, unless the run's configuration says so (`resources.store.config.force`)"
+)
 
 
 def select(*stages: str) -> dg.AssetSelection:
@@ -101,57 +110,68 @@ def prune_weights(context: dg.OpExecutionContext, config: PruneConfig, store: St
     context.log.info(f"{done} {len(plan.folders)} folders, {plan.n_bytes} bytes")
 
 
-@dg.job(description="Make a version of a task's model champion.")
+@dg.job(description="Make a version of a task's model champion.", tags={_SPENDS: SECONDS}, owners=OWNERS)
 def promote() -> None:
     """Promote."""
     promote_version()
 
 
-@dg.job(description="Let a former champion of a task answer again.")
+@dg.job(description="Let a former champion of a task answer again.", tags={_SPENDS: SECONDS}, owners=OWNERS)
 def rollback() -> None:
     """Roll back."""
     roll_back()
 
 
-@dg.job(name="prune", description="Take weights off the disk that are no longer needed; a list unless told otherwise.")
+@dg.job(
+    name="prune",
+    description="Take weights off the disk that are no longer needed; a list unless told otherwise.",
+    tags={_SPENDS: SECONDS},
+    owners=OWNERS,
+)
 def prune_job() -> None:
     """Prune."""
     prune_weights()
 
 
-_INGEST = ("collect", "corpus")
+def _assets_job(name: str, selection: dg.AssetSelection, told: str, spends: str) -> Any:
+    return dg.define_asset_job(
+        name,
+        selection,
+        partitions_def=tasks_partitions,
+        description=f"{told} {_FORCE}.",
+        tags={_SPENDS: spends},
+        owners=OWNERS,
+    )
+
 
 jobs = [
-    *(
-        dg.define_asset_job(stage, select(stage), partitions_def=tasks_partitions, description=_DESCRIPTIONS[stage])
-        for stage in STAGES
-    ),
-    dg.define_asset_job(
+    *(_assets_job(name, select(stage), told, spends) for stage, (name, told, spends) in _OF_STAGE.items()),
+    _assets_job(
         "ingest",
-        select(*_INGEST),
-        partitions_def=tasks_partitions,
-        description="Collect and corpus in one: what the sensor on the drop folder starts.",
+        select("collect", "corpus"),
+        "Collect and corpus in one: what the sensor on the drop folder starts.",
+        MINUTES,
     ),
-    dg.define_asset_job(
-        "everything",
-        dg.AssetSelection.groups(*STAGES),
-        partitions_def=tasks_partitions,
-        description="From sources to a registered model; whatever did not change is not computed again.",
+    _assets_job("everything", dg.AssetSelection.groups(*STAGES), "From sources to a registered model.", MONEY),
+    _assets_job(
+        "feedback",
+        dg.AssetSelection.assets("feedback_candidates"),
+        "Turn what people said of answers into candidates for review: what the sensor on feedback starts.",
+        SECONDS,
     ),
-    dg.define_asset_job(
-        "export",
-        dg.AssetSelection.assets("exports"),
-        partitions_def=tasks_partitions,
-        description="Write the tuned model for other engines.",
-    ),
-    dg.define_asset_job(
+    _assets_job("export", dg.AssetSelection.assets("exports"), "Write the tuned model for other engines.", MINUTES),
+    _assets_job(
         "publish",
         dg.AssetSelection.assets("published_models"),
-        partitions_def=tasks_partitions,
-        description="Send the tuned model to the Hugging Face Hub; a dry run unless told otherwise.",
+        "Send the tuned model to the Hugging Face Hub; a dry run unless told otherwise.",
+        MINUTES,
     ),
     dg.define_asset_job(
-        "lineage", dg.AssetSelection.groups("lineage"), description="Rebuild the catalogue's views of the lineage."
+        "lineage",
+        dg.AssetSelection.groups("lineage"),
+        description="Rebuild the catalogue's views of the lineage, and check them.",
+        tags={_SPENDS: SECONDS},
+        owners=OWNERS,
     ),
     promote,
     rollback,

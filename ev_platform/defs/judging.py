@@ -7,7 +7,7 @@ import dagster as dg
 
 from ev_platform import teachers
 from ev_platform.defs.resources import StoreResource, Table
-from ev_platform.defs.stage import build, spec, table_check, tasks_partitions
+from ev_platform.defs.stage import RETRY, TEACHER, build, final_user_errors, spec, table_check, tasks_partitions
 from ev_platform.evaluation import judge, judgements, summary
 from ev_platform.evaluation.judge_agreement import find_flaw
 from ev_platform.storage import Record, code_version
@@ -18,9 +18,12 @@ CODE = code_version(judge, judgements, summary, teachers)
 
 @dg.asset(
     partitions_def=tasks_partitions,
+    pool=TEACHER,
+    retry_policy=RETRY,
     code_version=CODE,
     **spec("pair_judgements", "Which answer the teacher prefers, asked in both orders, and what people say.", GROUP),
 )
+@final_user_errors
 def pair_judgements(
     context: dg.AssetExecutionContext, store: StoreResource, predictions: Table, benchmark: Table, chunks: Table
 ) -> Iterator[dg.Output[Record]]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from ev_platform import decoding, encoder, engine, engine_base, pages, pooling, prompting, retrieval
 from ev_platform.defs.resources import StoreResource, Table
-from ev_platform.defs.stage import build, markdown_table, spec, table_check, tasks_partitions
+from ev_platform.defs.stage import COMPUTE, build, markdown_table, spec, table_check, tasks_partitions
 from ev_platform.evaluation import retention, retrieval_report, speed, statistics
 from ev_platform.storage import Record, code_version, fingerprint
 from ev_platform.tasks.types import TASK_TYPES, get_task_type
@@ -75,6 +75,7 @@ def retrieval_scores(
 
 @dg.asset(
     partitions_def=tasks_partitions,
+    pool=COMPUTE,
     code_version=CODE_GENERAL,
     **spec("general_answers", "What base and tuned model make of questions and texts outside the task.", GROUP),
 )
@@ -99,6 +100,7 @@ def general_answers(
 
 @dg.asset(
     partitions_def=tasks_partitions,
+    pool=COMPUTE,
     code_version=CODE_SPEED,
     **spec(
         "inference_benchmark", "Latency, first token, tokens per second, memory and cost, base beside tuned.", GROUP

@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from ev_platform.defs.resources import StoreResource, Table
-from ev_platform.defs.stage import build, spec, tasks_partitions
+from ev_platform.defs.stage import NETWORK, RETRY, build, final_user_errors, spec, tasks_partitions
 from ev_platform.storage import Record, code_version
 from ev_platform.training import artifacts, exports, packages, parity, publish
 from ev_platform.training.recipes import Recipe
@@ -64,9 +64,12 @@ def exported(
 
 @dg.asset(
     partitions_def=tasks_partitions,
+    pool=NETWORK,
+    retry_policy=RETRY,
     code_version=CODE_PUBLISH,
     **spec("published_models", "What was sent to the Hugging Face Hub, and where it is to be found.", GROUP),
 )
+@final_user_errors
 def published_models(
     context: dg.AssetExecutionContext,
     config: PublishConfig,

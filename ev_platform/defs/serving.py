@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 import polars as pl
+from pydantic import Field
 
 from ev_platform.dataset import steps
 from ev_platform.defs.resources import StoreResource, Table
@@ -19,13 +20,13 @@ CODE = code_version(drift, similarity)
 
 
 class DriftConfig(dg.Config):
-    """Which requests are looked at.
+    """Which requests are looked at."""
 
-    Attributes:
-        days: So many days, the last one on which anything was asked among them.
-    """
-
-    days: int = drift.WINDOW_DAYS
+    days: int = Field(
+        default=drift.WINDOW_DAYS,
+        ge=1,
+        description="So many days, the last one on which anything was asked among them.",
+    )
 
 
 # Of the stage that takes it up: a run of `dataset` alone has to find new feedback too.

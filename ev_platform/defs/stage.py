@@ -1,17 +1,24 @@
-"""What every asset shares: its task, building through the store, and metadata that a person can read."""
+"""What every asset shares: its task, how it is declared, pools and retries, and building through the store.
+
+What does not belong here: what a table shows of itself on its page (`shown`).
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from functools import wraps
 from typing import Any
 
 import dagster as dg
-import polars as pl
 
 from ev_platform.defs.resources import StoreResource, Table
-from ev_platform.pages import markdown_image
-from ev_platform.records import schema_of
+from ev_platform.defs.shown import describe
+from ev_platform.defs.shown import markdown_table as markdown_table
+from ev_platform.errors import UserError
+from ev_platform.records import TABLES, schema_of
+from ev_platform.records.comments import column_texts, row_text
 from ev_platform.settings import get_settings
 from ev_platform.storage import Frames, Record
 from ev_platform.tasks import find_tasks
@@ -25,30 +32,77 @@ tasks_partitions = dg.StaticPartitionsDefinition(list(find_tasks(get_settings().
 FORCE_TAG = "ev/force"
 OWNERS = ["team:ml-platform"]
 
+# Pools; how much of each may run at once stands in `instance.SETTINGS`.
+NETWORK, TEACHER, COMPUTE = "network", "teacher", "compute"
+POOLS = {
+    NETWORK: "Fetches from, or sends to, other machines.",
+    TEACHER: "Asks a teacher, which may cost money.",
+    COMPUTE: "Trains a model or lets one write: takes every core, or the GPU.",
+}
+# After about 10, 20 and 40 seconds: what a client of its own has not overcome by then is an outage.
+RETRY = dg.RetryPolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
+# What answers are made from. The run is weekly: a day late is worth a warning, a week late a failure.
+_SERVED = ("chunks", "chunk_vectors", "serving_model", "abstention_calibration", "registered_model")
+_FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=8), fail_window=timedelta(days=15))
+
 _KINDS = {
     "raw_pages": {"http", "parquet"},
     "raw_pdfs": {"pdf", "parquet"},
     "adapter": {"pytorch", "huggingface"},
     "base_model": {"pytorch", "huggingface"},
     "merged_model": {"pytorch", "huggingface"},
+    "serving_model": {"pytorch", "huggingface"},
+    "base_serving_model": {"pytorch", "huggingface"},
+    "published_models": {"http", "huggingface"},
+}
+
+
+_TYPES = {
+    "Datetime(time_unit='us', time_zone='UTC')": "Datetime (UTC)",
+    "List(Struct({'role': String, 'content': String}))": "List(role, content)",
 }
 
 
 def spec(table: str, description: str, group: str) -> dict[str, Any]:
-    """Return the arguments that `@dg.asset` and `dg.AssetSpec` of a table have in common."""
-    schema = dg.TableSchema([dg.TableColumn(name, str(dtype)) for name, dtype in schema_of(table).items()])
+    """Return the arguments that `@dg.asset` and `dg.AssetSpec` of a table have in common.
+
+    Args:
+        table: Its rows and columns are described as their class declares them.
+        description: What the table is, in a sentence.
+        group: The stage.
+    """
+    told = column_texts(TABLES[table])
+    columns = [
+        dg.TableColumn(name, _TYPES.get(str(dtype), str(dtype)), told.get(name))
+        for name, dtype in schema_of(table).items()
+    ]
     return {
-        "description": description,
+        "description": f"{description}\n\nA row: {row_text(TABLES[table])}",
         "group_name": group,
         "kinds": _KINDS.get(table, {"polars", "parquet"}),
         "owners": OWNERS,
-        "metadata": {"dagster/column_schema": schema},
+        "metadata": {"dagster/column_schema": dg.TableSchema(columns)},
+        "freshness_policy": _FRESHNESS if table in _SERVED else None,
     }
 
 
 def outs(group: str, descriptions: Mapping[str, str]) -> dict[str, dg.AssetOut]:
     """Return the outputs of a multi-asset, one for each table."""
     return {table: dg.AssetOut(**spec(table, text, group)) for table, text in descriptions.items()}
+
+
+def final_user_errors(asset: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """Let a `UserError` fail an asset at once, where other errors are retried: only a person can put it right."""
+
+    @wraps(asset)
+    def run(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        try:
+            yield from asset(*args, **kwargs)
+        except UserError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+
+    return run
 
 
 def table_check(table: str, *others: str, is_blocking: bool = False) -> Callable[..., dg.AssetChecksDefinition]:
@@ -88,7 +142,7 @@ def build(
         config: What else the rows depend on.
         code: Hash of the computing code.
         compute: Returns a frame for each table.
-        force: Compute even if nothing changed; the run tag `ev/force` does the same.
+        force: Compute even if nothing changed; the run's configuration and its tag `ev/force` can do the same.
     """
     task = context.partition_key
     opened = store.store()
@@ -99,7 +153,7 @@ def build(
         config=config,
         code=code,
         compute=compute,
-        force=force or context.run.tags.get(FORCE_TAG) == "true",
+        force=force or store.force or context.run.tags.get(FORCE_TAG) == "true",
     )
     context.log.info(f"{', '.join(tables)}: {'nothing changed' if built.is_unchanged else 'computed'}")
     for table in tables:
@@ -108,67 +162,6 @@ def build(
         yield dg.Output(
             record,
             output_name=table if len(tables) > 1 else "result",
-            metadata={"unchanged": built.is_unchanged, **describe(table, frame)},
+            metadata={**describe(table, frame), "unchanged": built.is_unchanged},
             data_version=dg.DataVersion(record.fingerprint),
         )
-
-
-def describe(table: str, frame: pl.DataFrame) -> dict[str, Any]:
-    """Return the metadata that shows a table to a person: counts by reason, a preview, a plot or a table of scores."""
-    metadata: dict[str, Any] = {}
-    for column in ("drop_reason", "reject_reason", "origin", "kind", "language"):
-        if column in frame.columns and frame[column].drop_nulls().len():
-            counts = (
-                frame.drop_nulls(column).group_by(column).len("rows").sort("rows", column, descending=[True, False])
-            )
-            metadata[f"by_{column}"] = dg.MetadataValue.md(markdown_table(counts))
-    if table == "training_log":
-        metadata["curves"] = dg.MetadataValue.md(training_plot(frame))
-    elif table == "eval_report":
-        scores = frame.filter(pl.col("compared_to").is_null())
-        metadata["systems"] = dg.MetadataValue.md(
-            markdown_table(
-                scores.pivot("metric", index="system", values="value").with_columns(pl.col(pl.Float64).round(3))
-            )
-        )
-        for system, metric, value in scores.select("system", "metric", "value").iter_rows():
-            if metric in ("token_f1", "rouge_l", "accuracy", "macro_f1"):
-                metadata[f"{system}/{metric}"] = value
-    elif "n_tokens" in frame.columns and frame["n_tokens"].count():  # texts to label have none
-        metadata["n_tokens_mean"] = float(frame["n_tokens"].mean())  # type: ignore[arg-type]
-    metadata["preview"] = dg.MetadataValue.md(markdown_table(frame.head(5)))
-    return metadata
-
-
-def markdown_table(frame: pl.DataFrame, width: int = 60) -> str:
-    """Return a frame as a Markdown table, long cells cut."""
-
-    def cell(value: Any) -> str:
-        text = " ".join(str(value).split()).replace("|", "\\|")
-        return text if len(text) <= width else text[: width - 1] + "…"
-
-    head = "| " + " | ".join(frame.columns) + " |"
-    rule = "|" + " --- |" * len(frame.columns)
-    return "\n".join([head, rule, *("| " + " | ".join(map(cell, row)) + " |" for row in frame.iter_rows())])
-
-
-def training_plot(log: pl.DataFrame) -> str:
-    """Return a Markdown image of a run: losses, learning rate, gradient norm and speed over the steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
-    panels = (
-        ("loss per answer token", {"loss": "-", "validation_loss": "o--"}),
-        ("learning rate", {"learning_rate": "-"}),
-        ("gradient norm", {"grad_norm": "-"}),
-        ("tokens per second", {"tokens_per_second": "-"}),
-    )
-    for axes, (name, columns) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        for column, style in columns.items():
-            points = log.drop_nulls(column)
-            axes.plot(points["step"].to_list(), points[column].to_list(), style, label=column.replace("_", " "))
-        axes.set(xlabel="step", ylabel=name)
-        axes.grid(alpha=0.3)
-        if len(columns) > 1:
-            axes.legend()
-    return markdown_image(figure, "training")
