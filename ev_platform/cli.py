@@ -19,6 +19,7 @@ from ev_platform.cli_models import models_app
 from ev_platform.cli_report import report
 from ev_platform.cli_requests import requests_app
 from ev_platform.cli_run import run, schedule
+from ev_platform.cli_takedown import takedown
 from ev_platform.settings import get_settings
 from ev_platform.terminal import console, plain_errors, quiet
 
@@ -43,6 +44,7 @@ app.command()(run)
 app.command()(schedule)
 app.command()(report)
 app.command()(trace)
+app.command()(takedown)
 app.command()(prepare)
 
 

@@ -75,7 +75,7 @@ class Ids:
         chunks: Of all versions.
         passages: As `chunk_vectors` names them.
         examples: Made from one of the passages, or resting on one.
-        questions: Theirs.
+        questions: Theirs, as hashes: a plan that waits on the disk must not hold words.
         calls: Of the teachers that made, checked or answered them.
     """
 
@@ -131,7 +131,7 @@ def dependants(store: Store, task: str, urls: set[str], documents: set[str]) -> 
         for frame in versions(store, table, task, [*columns, *ties]):
             made = frame.filter(_tied(ties, ids))
             ids.examples |= set(made["example_id"])
-            ids.questions |= set(made["question"])
+            ids.questions |= {short_id("qst", question) for question in made["question"]}
             for column in columns[2:]:
                 ids.calls |= set(made[column].drop_nulls())
     log = every(store, "generation_log", task, ["source_id", "call_id"])
@@ -150,10 +150,11 @@ def _tied(columns: Sequence[str], ids: Ids) -> pl.Expr:
     ties = []
     for column in columns:
         meant = sorted(getattr(ids, _ID_OF[column]))
+        named = pl.col(column)
+        if column == "question":
+            named = named.map_elements(lambda question: short_id("qst", question), return_dtype=pl.String)
         is_list = column.endswith("_ids")
-        ties.append(
-            pl.col(column).list.eval(pl.element().is_in(meant)).list.any() if is_list else pl.col(column).is_in(meant)
-        )
+        ties.append(named.list.eval(pl.element().is_in(meant)).list.any() if is_list else named.is_in(meant))
     return pl.any_horizontal(*(tie.fill_null(value=False) for tie in ties))
 
 

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -124,16 +125,31 @@ def _tables(store: Store, takedown_id: str, task: str, ids: Ids, quotes: Quotes,
             stored = pl.read_parquet(file, hive_partitioning=False)
             rows = redact(table, stored.drop("task", strict=False), ids, quotes)
             done.add(task, table, rows.n_removed, rows.n_masked)
-            if not apply or not (rows.n_removed or rows.n_masked):
+            # A sidecar says by which rows of the task's own files its rows were made.
+            config = _without(record.config, quotes)
+            if config != record.config:
+                done.add(task, "sidecars", n_masked=1)
+            if not apply or (config == record.config and not rows.n_removed and not rows.n_masked):
                 continue
-            named = sorted({*record.config.get("taken_down", []), takedown_id})
-            print_ = frame_fingerprint(table, _as_declared(table, rows.frame))
-            config = record.config | {"taken_down": named}
-            after = replace(record, n_rows=rows.frame.height, fingerprint=print_, config=config)
+            after = replace(record, config=config)
+            if rows.n_removed or rows.n_masked:
+                config |= {"taken_down": sorted({*config.get("taken_down", []), takedown_id})}
+                print_ = frame_fingerprint(table, _as_declared(table, rows.frame))
+                after = replace(record, n_rows=rows.frame.height, fingerprint=print_, config=config)
             # The sidecar first: killed in between, the rows are found again, and both are written as now.
             write_atomic(file.with_suffix(".json"), json.dumps(asdict(after), indent=1).encode())
-            frame = rows.frame.select(pl.lit(task).alias("task"), pl.all())
-            write_atomic(file, _parquet(frame), file.stat().st_mode & 0o777)
+            if rows.n_removed or rows.n_masked:
+                frame = rows.frame.select(pl.lit(task).alias("task"), pl.all())
+                write_atomic(file, _parquet(frame), file.stat().st_mode & 0o777)
+
+
+def _without(value: Any, quotes: Quotes) -> Any:
+    """Return a JSON value whose texts quote nothing."""
+    if isinstance(value, dict):
+        return {name: _without(each, quotes) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without(each, quotes) for each in value]
+    return MASK if isinstance(value, str) and quotes.are_in(value) else value
 
 
 def _as_declared(table: str, frame: pl.DataFrame) -> pl.DataFrame:

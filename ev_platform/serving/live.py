@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from ev_platform.registry import Release
     from ev_platform.storage import Store
 
-# A look is one stat of one file, some 20 microseconds; a promotion may well take a second to be seen.
+# A look is one stat of one file, some 20 microseconds, or three requests to a shared store; a promotion may well take a
+# second to be seen.
 POLL_S = 1.0
 # A version that could not be taken is tried again after so long, then after twice as long, and so on: its files may
 # have been put right, or the memory that it lacked be free again.
@@ -87,7 +88,7 @@ class Alias:
     """A name in the registry that a server follows.
 
     Attributes:
-        name: Such as `champion`.
+        name: Such as `champion`; or a version, which stays, but not with passages that are taken down.
         store: Where the aliases are.
         task: Whose aliases they are.
         load: Loads a version.
@@ -106,20 +107,31 @@ class Alias:
         """
         from ev_platform.registry import read_aliases
 
+        if "@" in self.name:
+            return self.name
         aliases = read_aliases(self.store, self.task)
         if self.name not in aliases:
             raise UserError(f"Task {self.task} has no {self.name} any more: promote a version.")
         return aliases[self.name]
 
-    def stamp(self) -> tuple[int, int, int] | None:
+    def stamp(self) -> object:
         """Return what changes with every write of the aliases; None where there are none that can be read."""
-        from ev_platform.registry import alias_file
+        from ev_platform.registry import alias_file, read_aliases
 
         try:
+            if self.store.is_shared:  # another machine may have promoted: its word is asked for
+                return read_aliases(self.store, self.task)
             stat = alias_file(self.store, self.task).stat()
-        except OSError:
+        except (OSError, UserError):
             return None
         return stat.st_ino, stat.st_mtime_ns, stat.st_size  # every write makes a new file
+
+    def taken_down(self) -> int | None:
+        """Return what changes when something is taken down in the task; None where nothing ever was."""
+        try:
+            return (self.store.root / "tables" / "takedowns" / self.task / "CURRENT").stat().st_mtime_ns
+        except OSError:
+            return None
 
 
 async def open_release(
@@ -141,7 +153,7 @@ async def open_release(
 
     task, name = split_model(model)
     load_version = partial(load, data_root, tasks_dir, task)
-    alias = None if "@" in name else Alias(name, Store(data_root), task, load_version)
+    alias = Alias(name, Store(data_root), task, load_version)
     live = LiveRelease(await asyncio.to_thread(load_version, name), alias, config)
     try:
         await live.worker.try_out()
@@ -159,7 +171,7 @@ class LiveRelease:
 
     Args:
         release: What answers first.
-        alias: What to follow; None for a server of one version, which never swaps.
+        alias: What to follow; None for a release that is no registry's.
         config: Limits of its workers.
 
     Attributes:
@@ -172,11 +184,14 @@ class LiveRelease:
         self.worker = Worker(release, self._config)
         self.alias = alias
         self._seen: object = _NEVER
+        self._taken_down = alias.taken_down() if alias else None
         self._retry_at = math.inf
         self._pause_s = RETRY_S
 
     async def follow(self) -> None:
         """Swap whenever the alias names another version that can be loaded and answers; runs until it is cancelled.
+
+        Where something was taken down, the version in place is loaded anew, without its passages.
 
         Loading and warming up happen beside, in threads; the swap on the event loop that serves the questions.
         """
@@ -188,7 +203,7 @@ class LiveRelease:
                 await asyncio.to_thread(_give_memory_back)
 
     async def _swap_if_moved(self, alias: Alias) -> bool:
-        stamp = alias.stamp()
+        stamp = await asyncio.to_thread(alias.stamp), alias.taken_down()
         if stamp == self._seen and time.monotonic() < self._retry_at:
             return False
         if stamp != self._seen:
@@ -197,7 +212,7 @@ class LiveRelease:
         current = self.worker.release.model_version
         try:
             version = await asyncio.to_thread(alias.version)
-            if version == current:
+            if version == current and stamp[1] == self._taken_down:
                 return False
             worker = Worker(await asyncio.to_thread(alias.load, version), self._config)
             try:
@@ -210,7 +225,7 @@ class LiveRelease:
         except Exception:
             _log.exception("The %s moved, but %s goes on answering, since loading failed:", alias.name, current)
         else:
-            old, self.worker = self.worker, worker
+            old, self.worker, self._taken_down = self.worker, worker, stamp[1]
             old.retire()
             _log.info("%s answers from now on, in the place of %s.", version, current)
             return True

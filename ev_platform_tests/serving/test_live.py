@@ -434,13 +434,23 @@ def test_look_at_unmoved_aliases_reads_no_file_and_loads_nothing(tmp_path, monke
     assert asyncio.run(look_often()) < POLL_S / 1000
 
 
-def test_release_without_an_alias_has_nothing_to_follow(tmp_path):
-    async def follow():
-        live = await open_release(fakes.load_named, tmp_path, tmp_path, "tiny@1", ServingConfig())
-        await asyncio.wait_for(live.follow(), 1)
-        live.close()
-
-    asyncio.run(follow())
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("model", [TASK, "tiny@1"])
+def test_version_in_place_is_loaded_anew_when_something_was_taken_down(tmp_path, model):
+    point(tmp_path, TASK, champion="tiny@1")
+    with open_client(tmp_path, model=model) as client:
+        before = client.live.worker
+        pointer = tmp_path / "tables" / "takedowns" / TASK / "CURRENT"
+        pointer.parent.mkdir(parents=True)
+        pointer.write_text("a version")
+        started = time.monotonic()
+        while client.live.worker is before:
+            assert time.monotonic() - started < SEEN_WITHIN_S
+            time.sleep(0.01)
+        assert client.ask().model_version == "tiny@1"
+        after = client.live.worker
+        time.sleep(5 * swapping.POLL_S)
+        assert client.live.worker is after  # once
 
 
 def test_server_whose_first_version_cannot_be_loaded_does_not_start(tmp_path):
