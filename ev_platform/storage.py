@@ -482,6 +482,8 @@ class Store:
         if self._remote is None:
             return
         missing = [path for path in dict.fromkeys(paths) if not (self.root / path).exists()]
+        if not missing:
+            return
         blobs = [path for path in missing if path.startswith("blobs/")]
         with self._scratch() as scratch:
             self._remote.fetch_blobs(blobs, scratch)

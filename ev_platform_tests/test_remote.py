@@ -1,17 +1,22 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
 import pytest
 
 from ev_platform.errors import UserError
 from ev_platform.lineage.catalogue import show_query
+from ev_platform.registry import locked, read_aliases
+from ev_platform.registry.promotion import rollback, settle
 from ev_platform.remote import MovedError, Remote, one_view
 from ev_platform.storage import Store
 from ev_platform_tests.object_store import s3_server
+from ev_platform_tests.registry.registered import PlainStore, add_version, conclude, gate
 
 s3fs = pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
 pytest.importorskip("moto", reason="moto is not installed")
@@ -284,3 +289,22 @@ def test_store_without_an_address_does_not_import_fsspec(tmp_path):
         f"Store(Path({str(tmp_path)!r})).put_blob(b'x'); sys.exit('fsspec' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "EV_STORE_URL": ""})
+
+
+# ---- the registry ----
+
+
+def test_of_two_machines_that_decide_at_once_one_wins_and_the_other_sees_what_was_decided(tmp_path, url):
+    one, two = machines = PlainStore(tmp_path / "one", url), PlainStore(tmp_path / "two", url)
+    for model, champion in (("m1", None), ("m2", "tiny@1")):
+        conclude(one, gate(add_version(one, model), champion))
+    shutil.copytree(one.root / "artifacts", two.root / "artifacts")
+    with locked(two, "tiny"):
+        settle(two, "tiny")  # what every decision reads first
+        with ThreadPoolExecutor() as pool:  # the other machine has a view of its own
+            pool.submit(rollback, one, "tiny", reason="It is worse.", by="one").result()
+        with pytest.raises(MovedError, match="promotions"):
+            rollback(two, "tiny", reason="It is worse.", by="two")
+    for store in machines:
+        assert store.read("promotions", "tiny")["decided_by"].to_list() == ["gate", "gate", "one"]
+        assert read_aliases(store, "tiny") == {"candidate": "tiny@2", "champion": "tiny@1"}

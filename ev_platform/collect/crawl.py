@@ -77,6 +77,7 @@ def collect_pages(task: Task, store: Store, *, previous: pl.DataFrame, user_agen
     agent_and_rows = [user_agent, frame_fingerprint("raw_pages", previous)]
     key = fingerprint([task.sources.model_dump(mode="json"), *agent_and_rows, code_version(*_code())])
     journal = Journal(store.root / "journal" / f"{task.name}.jsonl", key)
+    store.bring(previous["path"].drop_nulls())  # a page that did not change is not sent again
     with serve_mirrors(task) as mirrors, journal:
         rows = asyncio.run(_crawl(task, store, list(rows_by_url(previous).values()), user_agent, mirrors, journal))
         store.sync_blobs()

@@ -62,6 +62,7 @@ def extract_documents(
     done: dict[tuple[str, str | None], dict[str, Any]] = {}
     if previous is not None:
         done = {(row["fetched_url"], row["content_sha256"]): row for row in previous.iter_rows(named=True)}
+    store.bring(bodies.filter(pl.col("drop_reason").is_null())["path"].drop_nulls())
     rows: dict[int, Document] = {}
     unread: dict[int, dict[str, Any]] = {}
     for n, body in enumerate(bodies.sort("url", maintain_order=True).iter_rows(named=True)):

@@ -221,7 +221,7 @@ def _load_tokenizer(dataset: Dataset, name: str | None) -> Any:
             raise UserError(
                 f"The base model of {dataset.task.name} is not stored yet: name a tokenizer, or run the task."
             )
-        name = str(dataset.store.root / stored["path"][0])
+        name = str(dataset.store.local(stored["path"][0]))
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:

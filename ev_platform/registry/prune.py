@@ -9,12 +9,11 @@ import json
 import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ev_platform.registry.aliases import locked, read_aliases
 from ev_platform.registry.versions import resolve
-from ev_platform.storage import Store, now, write_atomic
+from ev_platform.storage import Store, now
 
 # Tables whose rows name folders of weights, each in the column `path`.
 TABLES = ("base_model", "base_serving_model", "adapter", "merged_model", "serving_model", "exports")
@@ -38,8 +37,8 @@ class Plan:
 
 def pruned_at(store: Store, task: str) -> dict[str, str]:
     """Return the versions whose weights were taken away, with the time (ISO 8601, UTC)."""
-    file = _file(store, task)
-    return json.loads(file.read_text()) if file.exists() else {}
+    content = store.read_pointer(_file(task))
+    return {} if content is None else json.loads(content)
 
 
 def prune(store: Store, task: str, *, keep_last: int = 3, keep: Collection[str] = (), apply: bool = False) -> Plan:
@@ -64,9 +63,10 @@ def prune(store: Store, task: str, *, keep_last: int = 3, keep: Collection[str] 
             if plan.versions:
                 # Said before it is done: a version whose folder is half gone must not look altered.
                 known = pruned_at(store, task) | dict.fromkeys(plan.versions, now().isoformat())
-                write_atomic(_file(store, task), json.dumps(known, indent=1).encode())
+                store.write_pointer(_file(task), json.dumps(known, indent=1).encode())
             _remove_renamed(store)  # what a killed process left
             for folder in plan.folders:
+                store.drop(folder)
                 path = store.root / folder
                 # Away under one rename: a run that makes the same artifact again must not find half of it.
                 path.rename(path.with_name(f"{_RENAMED}{path.name}"))
@@ -118,5 +118,5 @@ def _paths_of(store: Store, task: str, versions: list[dict[str, Any]]) -> set[st
     return {row["path"] for row in [*served, *rows]}
 
 
-def _file(store: Store, task: str) -> Path:
-    return store.root / "registry" / f"{task}.pruned.json"
+def _file(task: str) -> str:
+    return f"registry/{task}.pruned.json"

@@ -142,7 +142,7 @@ def checked_weights(store: Store, task: str, row: Mapping[str, Any]) -> Path:
     Raises:
         UserError: If they are gone or altered.
     """
-    folder, version = store.artifact_path("serving_model", row["serving_model_id"]), row["model_version"]
+    folder, version = store.local(f"artifacts/serving_model/{row['serving_model_id']}"), row["model_version"]
     if not folder.is_dir():
         pruned = pruned_at(store, task).get(version)
         if pruned:

@@ -177,7 +177,7 @@ def register(
 
 
 def _digest_as_made(store: Store, serving_model: pl.DataFrame) -> str:
-    made, folder = serving_model.item(0, "sha256"), store.root / serving_model.item(0, "path")
+    made, folder = serving_model.item(0, "sha256"), store.local(serving_model.item(0, "path"))
     if not folder.is_dir() or sha256_weights(folder)[0] != made:
         raise UserError(
             f"The weights in {folder} are gone or have been altered since they were made: run the stage training again."

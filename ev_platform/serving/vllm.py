@@ -91,7 +91,7 @@ def _merged_weights(store: Store, task: str, row: dict[str, Any]) -> Path:
         for found in store.read("merged_model", task, record.version).to_dicts()
         if found["sha256"] in made_from
     ]
-    folders = [store.root / found["path"] for found in merged]
+    folders = [store.local(found["path"]) for found in merged]
     present = [folder for folder in folders if folder.is_dir()]
     if not present:
         raise UserError(

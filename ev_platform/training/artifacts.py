@@ -69,7 +69,7 @@ def _weights_of(table: pl.DataFrame) -> str:
 
 
 def _path_of(store: Store, table: pl.DataFrame) -> Path:
-    return store.root / table.item(0, "path")
+    return store.local(table.item(0, "path"))
 
 
 def build_base_model(store: Store, recipe: Recipe) -> pl.DataFrame:

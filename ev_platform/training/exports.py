@@ -129,4 +129,4 @@ def merged_folder(store: Store, task: Task) -> Path:
     merged = store.read("merged_model", task.name)
     if merged.is_empty():
         raise UserError(f"The task {task.name} has no model yet: run `ev-platform run --task {task.name}` first.")
-    return store.root / merged.item(0, "path")
+    return store.local(merged.item(0, "path"))
