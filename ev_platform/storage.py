@@ -602,7 +602,7 @@ class Store:
             raise
 
     def _check_room(self, error: Exception, what: str) -> None:
-        full = (errno.ENOSPC, errno.EDQUOT)
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full):
             raise UserError(
                 f"The disk of {self.root} is full: there is no room for {what}. Make room and run this again; it "

@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 import types
 from dataclasses import replace
 from datetime import timedelta
@@ -13,7 +15,9 @@ import duckdb
 import polars as pl
 import pytest
 
+from ev_platform import storage
 from ev_platform.collect.bodies import blank_row
+from ev_platform.errors import UserError
 from ev_platform.records import Metric, to_frame
 from ev_platform.storage import Store, code_version, fingerprint, frame_fingerprint, now, short_id, write_atomic
 from ev_platform.tasks import Sources
@@ -475,3 +479,82 @@ def test_version_of_an_older_release_is_read_with_what_it_lacks_empty(store):
     file = store.root / "tables" / "raw_pages" / "t" / f"{record.version}.parquet"
     pl.read_parquet(file).drop("charset").with_columns(old=1).write_parquet(file)
     assert store.read("raw_pages", "t").equals(frame)
+
+
+# ---- a clock that was moved back, a disk that is full ----
+
+
+def test_version_published_after_the_clock_was_moved_back_sorts_last_and_is_the_current_one(store, monkeypatch):
+    first = store.publish("eval_report", "cars", version(1))
+    monkeypatch.setattr(storage, "now", lambda: now() - timedelta(days=400))
+    second = store.publish("eval_report", "cars", version(2))
+    third = store.publish("eval_report", "cars", version(3))
+    assert store.current("eval_report", "cars") == third
+    assert store.history("eval_report", "cars") == [first, second, third]
+    assert first.finished_at < second.finished_at < third.finished_at
+
+
+def test_catalogue_that_a_killed_process_left_behind_is_made_again_though_the_clock_was_moved_back(store, monkeypatch):
+    store.publish("eval_report", "cars", version(1))
+    os.utime(store.catalogue, (time.time() + 3600,) * 2)  # built before the clock was moved back by an hour
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "rebuild_catalogue", lambda: None)
+        build_second_version(store)
+    assert seen(store) == (2, 1, 1)
+    assert build_second_version(store).is_unchanged
+    assert seen(store) == (3, 2, 2)
+    stamp = store.catalogue.stat().st_mtime_ns
+    assert build_second_version(store).is_unchanged
+    assert store.catalogue.stat().st_mtime_ns == stamp, "made again though nothing is missing"
+
+
+@pytest.mark.parametrize("replaced", [".parquet", ".json", "CURRENT", "ev.duckdb"])
+def test_disk_that_is_full_at_any_file_is_said_and_a_rerun_goes_on(store, monkeypatch, replaced):
+    store.publish("eval_report", "cars", version(1))
+    real = os.replace
+
+    def full(source, target):
+        if str(target).endswith(replaced):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(UserError, match=f"The disk of {store.root} is full: there is no room for .*run this again"):
+            build_second_version(store)
+    assert not temporary_files(store)
+    assert seen(store) == (2, 1, 1)
+    is_published = replaced == "ev.duckdb"
+    assert store.read("eval_report", "cars").equals(version(2 if is_published else 1))
+    assert build_second_version(store).is_unchanged == is_published
+    assert seen(store) == (3, 2, 2)
+
+
+def test_disk_that_is_full_while_the_catalogue_is_written_is_said(tmp_path):
+    # DuckDB has an error of its own for it, so a process that may write no large file stands for the full disk.
+    script = """
+    import resource, signal, sys
+    from pathlib import Path
+    from ev_platform.storage import Store
+    store = Store(Path(sys.argv[1]))
+    store.publish("eval_report", "cars", version(1))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        store.publish("eval_report", "cars", version(2))
+    except Exception as error:
+        print(type(error).__name__, error)
+    """
+    answer = subprocess.run(child(script, tmp_path / "data"), capture_output=True, text=True, check=True)
+    assert answer.stdout.startswith("UserError The disk of"), answer.stdout + answer.stderr
+    assert "eval_report is published, and the next run shows it" in answer.stdout
+
+
+def test_body_that_finds_no_room_is_said(store, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(UserError, match="no room for a fetched body"):
+        store.put_blob(b"bytes")
+    assert not temporary_files(store)

@@ -120,6 +120,7 @@ def _write(store: Store, current: dict[str, list[Path]]) -> None:
 @contextmanager
 def open_catalogue(store: Store) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open the catalogue read-only; one that is missing, or that an older version of the platform built, is rebuilt."""
+    store.refresh()
     if not store.catalogue.exists():
         build_catalogue(store)
     connection = duckdb.connect(str(store.catalogue), read_only=True)
