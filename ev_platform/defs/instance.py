@@ -86,6 +86,12 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     return dead
 
 
+def end_dead_runs_of(home: Path) -> list[str]:
+    """Do what `end_dead_runs` does for the Dagster whose home a folder is."""
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        return end_dead_runs(instance)
+
+
 def _is_alive(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Return whether a process that tells of the run is there; a run that has none yet counts as alive."""
     # Dagster's events name the process that they come from.
