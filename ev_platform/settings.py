@@ -23,6 +23,8 @@ class Settings(BaseSettings):
         data_dir: Root of everything the platform writes.
         store_url: Object store that several machines share, such as `s3://bucket/prefix`; `data_dir` is then this
             machine's cache of it. None by default: `data_dir` is all there is.
+        postgres_url: Database that keeps Dagster's state, such as `postgresql://user:password@host/dagster`, where
+            several machines run the graph; by default SQLite below Dagster's home.
         tasks_dir: Folder of task folders; each becomes a partition beside the embedded example.
         user_agent: Sent with every request of the crawler.
         workers: Processes that read pages and PDFs; by default one for each processor.
@@ -57,6 +59,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path("ev_data")
     # An address with a password in it would be written into the data folder: fsspec takes it from the environment.
     store_url: str | None = Field(default=None, pattern=r"^[a-z0-9+]+://[^\s@]+$")
+    postgres_url: SecretStr | None = None
     tasks_dir: Path = Path("tasks")
     user_agent: str = "ev-platform/0.1 (research crawler; set EV_USER_AGENT to name yourself)"
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)

@@ -5,12 +5,14 @@ What does not belong here: the graph, and how a run is started (`run`).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES, RunsFilter
 from dagster._core.storage.runs import SqliteRunStorage
 
+from ev_platform.settings import get_settings
 from ev_platform.storage import write_atomic
 
 _MARK = "# Written by ev-platform, which keeps it up to date; a file without this line is left as it is.\n"
@@ -45,6 +47,12 @@ retention:
   auto_materialize:
     purge_after_days: {{skipped: 7, success: 90, failure: 90}}
 """
+# Dagster reads the variable itself, so that no file holds the password.
+_POSTGRES = """storage:
+  postgres:
+    postgres_url:
+      env: EV_POSTGRES_URL
+"""
 
 
 def write_settings(home: Path) -> None:
@@ -53,10 +61,13 @@ def write_settings(home: Path) -> None:
     Args:
         home: DAGSTER_HOME; it exists.
     """
-    file = home / "dagster.yaml"
+    file, wanted, database = home / "dagster.yaml", SETTINGS, get_settings().postgres_url
+    if database is not None:
+        wanted += _POSTGRES
+        os.environ.setdefault("EV_POSTGRES_URL", database.get_secret_value())  # it may stand in `.env` only
     found = file.read_text(encoding="utf-8") if file.exists() else _UNMARKED
-    if found != SETTINGS and (found == _UNMARKED or found.startswith(_MARK)):
-        write_atomic(file, SETTINGS.encode())
+    if found != wanted and (found == _UNMARKED or found.startswith(_MARK)):
+        write_atomic(file, wanted.encode())
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
