@@ -56,6 +56,8 @@ def takedown(
     if task is not None and task not in known:
         raise UserError(f"There is no task {task!r}; the tasks are {', '.join(known)}.")
     tasks = known if task is None else [task]
+    if apply and not reason.strip():
+        raise UserError("A takedown needs a reason, which is recorded with it: add --reason.")
     if show:
         _show(store, tasks, as_json)
     elif not url:
@@ -83,20 +85,19 @@ def _take_down(
 
     with console.status("looking") as status:
         made = plan(store, url, tasks, for_all_tasks=for_all, with_duplicates=with_duplicates)
+        look = lambda what: status.update(f"looking into {escape(what)}")  # noqa: E731
+        touched = erase(store, made, apply=False, progress=look).touched()
+        if runs := forget_runs(store.root, made, apply=False):
+            task = next(iter(touched), next(iter(made.tasks)))
+            touched.setdefault(task, {})["Dagster runs"] = f"{len(runs)} removed"
+        left: list[str] = []
         if apply:
-            if not reason.strip():
-                raise UserError("A takedown needs a reason, which is recorded with it: add --reason.")
-            begin(store, made, reason=reason, by=by)
-        done = erase(store, made, apply=apply, progress=lambda what: status.update(f"looking into {what}"))
-        runs = forget_runs(store.root, made, apply=apply)
-        left = left_over(store, made) if apply else []
-    touched = done.touched()
-    if runs:
-        touched.setdefault(tasks[0] if not touched else next(iter(touched)), {})["Dagster runs"] = (
-            f"{len(runs)} removed"
-        )
-    if apply and not left:
-        finish(store, made, touched, reason=reason, by=by)
+            begin(store, made, touched, reason=reason, by=by)
+            erase(store, made, apply=True, progress=look)
+            forget_runs(store.root, made, apply=True)
+            left = left_over(store, made)
+            if not left:
+                finish(store, made, reason=reason, by=by)
     found = _found(store, made, touched, left)
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
@@ -159,8 +160,8 @@ def _print(found: dict[str, Any], applied: bool) -> None:
             why = "was trained on it" if champion in it["trained_versions"] else "answered from its passages"
             on = "goes on answering without its passages" if applied else "goes on answering"
             console.print(
-                f"[bold red]The champion {escape(champion)} {why}, and {on}[/]: `ev-platform run --task {name}` makes a "
-                f"version without it, `ev-platform models rollback --task {name} --version VERSION` goes back to one "
+                f"[bold red]The champion {escape(champion)} {why}, and {on}[/]: `ev-platform run --task {name}` makes "
+                f"a version without it, `ev-platform models rollback --task {name} --version VERSION` goes back to one "
                 "that never had it.",
                 soft_wrap=True,
                 highlight=False,

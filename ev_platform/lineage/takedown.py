@@ -188,24 +188,24 @@ def _merged(new: Plan, old: Plan | None) -> Plan:
 # ---- the record ----
 
 
-def begin(store: Store, made: Plan, *, reason: str, by: str) -> None:
-    """Write a takedown down before anything is removed: from here on its addresses are refused."""
-    content = asdict(made)
-    write_atomic(_file(store, made.takedown_id), json.dumps(content, default=sorted).encode(), 0o600)
-    _record(store, made, REMOVING, {}, reason, by)
-
-
-def finish(store: Store, made: Plan, touched: dict[str, dict[str, str]], *, reason: str, by: str) -> None:
-    """Declare a takedown done.
+def begin(store: Store, made: Plan, touched: dict[str, dict[str, str]], *, reason: str, by: str) -> None:
+    """Write a takedown down before anything is removed: from here on its addresses are refused.
 
     Args:
-        store: Where it was carried out.
-        made: Its plan, which is deleted.
-        touched: By task, what was done, by place.
+        store: Where it will be carried out.
+        made: Its plan.
+        touched: By task, what will be done, by place.
         reason: Why.
         by: Who decided it.
     """
-    _record(store, made, DONE, touched, reason, by)
+    content = asdict(made)
+    write_atomic(_file(store, made.takedown_id), json.dumps(content, default=sorted).encode(), 0o600)
+    _record(store, made, REMOVING, touched, reason, by)
+
+
+def finish(store: Store, made: Plan, *, reason: str, by: str) -> None:
+    """Declare a takedown done, which `begin` wrote down; its plan is deleted."""
+    _record(store, made, DONE, {}, reason, by)
     _file(store, made.takedown_id).unlink(missing_ok=True)
 
 
@@ -216,7 +216,9 @@ def _record(store: Store, made: Plan, state: str, touched: dict[str, dict[str, s
         old = known[0] if known else None
         # What a repeated takedown finds is what came since; what it found the first time is not there any more.
         kept = {n: old[n] if old and old["state"] != UNDONE else [] for n in ("trained_versions", "holding_versions")}
-        done = (json.loads(old["touched"]) if old and old["state"] != UNDONE else {}) | touched.get(task, {})
+        said = json.loads(old["touched"]) if old and old["state"] != UNDONE else {}
+        # After a kill there is less to do than there was.
+        done = touched.get(task, {}) | said if old and old["state"] == REMOVING else said | touched.get(task, {})
         row = Takedown(
             takedown_id=made.takedown_id,
             url=made.url,
