@@ -18,7 +18,18 @@ import duckdb
 import numpy as np
 
 from ev_platform.errors import UserError
-from ev_platform.lineage.index import NOTHING, RELATIONS, Index, Keys, Pairs, Source, inputs_of, key_of, tasks_of
+from ev_platform.lineage.index import (
+    NOTHING,
+    RELATIONS,
+    Index,
+    Keys,
+    Pairs,
+    Source,
+    distinct,
+    inputs_of,
+    key_of,
+    tasks_of,
+)
 from ev_platform.lineage.trace_facts import KINDS, At, Node, describe
 from ev_platform.storage import Store
 
@@ -29,8 +40,14 @@ MAX_DEPTH = 32
 MAX_ID = 2_000  # characters
 _SUGGESTIONS = 8
 _FORMS = {"doc": "document", "chk": "chunk", "exm": "example", "prd": "prediction", "call": "call", "fdb": "feedback"}
-# Far ends of which a node has one: its id is a hash of that end's, or it is a row of it.
-_ONE = {("document", "chunk", False), ("example", "row", False), ("row", "dataset", True)}
+# Where the newest file that names a node tells all of its far ends: its id is a hash of them, or of its row.
+_ONE = {
+    ("document", "chunk", False),
+    ("chunk", "example", False),
+    ("example", "row", False),
+    ("chunk", "row", False),
+    ("row", "dataset", True),
+}
 # What a version was only measured by is no source of it; what tests it depends on that all the same.
 _FORWARD_ONLY = {("dataset", "model")}
 # All that a model ever answered is not counted among what depends on one of its sources, but on the model.
@@ -148,7 +165,7 @@ def _trace(index: Index, root: At, direction: Direction, depth: int, limit: int)
     back = _follow(index, root, depth, limit, down=False) if direction != "forward" else None
     forward = _follow(index, root, depth, limit, down=True) if direction != "back" else None
     listed = [at for side in (back, forward) if side for at in side.found.values()]
-    nodes = describe(index, [root, *listed])
+    nodes = describe(index, listed) | describe(index, [root], with_text=True)
     return Trace(
         index.task,
         nodes[root.kind, root.key],
@@ -261,10 +278,12 @@ def _count(index: Index, root: At, down: bool, depth: int) -> dict[str, int]:
             reached.setdefault(far, []).append(pairs.far)
         frontier: dict[str, Keys] = {}
         for kind, keys in reached.items():
-            new = np.setdiff1d(np.unique(np.concatenate(keys)), seen.get(kind, NOTHING), assume_unique=True)
+            new, known = distinct(np.concatenate(keys)), seen.get(kind, NOTHING)
+            if known.size:
+                new = new[known[np.minimum(np.searchsorted(known, new), known.size - 1)] != new]
             if new.size:
                 frontier[kind] = new
-                seen[kind] = np.union1d(seen.get(kind, NOTHING), new)
+                seen[kind] = np.sort(np.concatenate([known, new]))
         if not frontier:
             break
     return {kind: keys.size - (kind == root.kind) for kind, keys in seen.items()}
@@ -278,7 +297,7 @@ def _follow(index: Index, root: At, depth: int, limit: int, *, down: bool) -> _F
     for _ in range(depth):
         met: list[tuple[Name, At]] = []
         for parent, child, near, far in _steps(index, root, {kind for kind, _ in frontier}, down):
-            keys = np.unique(np.array([key for kind, key in frontier if kind == near], np.uint64))
+            keys = distinct(np.array([key for kind, key in frontier if kind == near], np.uint64))
             pairs = index.follow(parent, child, keys, down=down, first=(parent, child, down) in _ONE)
             firsts, counts = _firsts(pairs, limit)
             for key, end, piece, row in zip(*firsts, strict=True):
@@ -303,8 +322,10 @@ def _follow(index: Index, root: At, depth: int, limit: int, *, down: bool) -> _F
 
 def _firsts(pairs: Pairs, limit: int) -> tuple[Pairs, dict[int, int]]:
     """Return the first far ends of each near one, each once, and how many there are."""
-    _, once = np.unique(np.stack([pairs.near, pairs.far]), axis=1, return_index=True)
-    at = np.sort(once)  # newest file first, and rows as they stand in it
+    order = np.lexsort((pairs.far, pairs.near))  # stable: of equal pairs the newest file's comes first
+    near, far = pairs.near[order], pairs.far[order]
+    is_first = np.concatenate([[True], (near[1:] != near[:-1]) | (far[1:] != far[:-1])])[: order.size]
+    at = np.sort(order[is_first])  # newest file first, and rows as they stand in it
     at = at[np.argsort(pairs.near[at], kind="stable")]
     keys, starts, counts = np.unique(pairs.near[at], return_index=True, return_counts=True)
     rank = np.arange(at.size) - np.repeat(starts, counts)

@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from ev_platform.lineage.index import RELATIONS, Index, Source, inputs_of, key_of
+from ev_platform.lineage.index import RELATIONS, Index, Source, distinct, inputs_of, key_of
 
 MAX_TEXT = 160  # characters of a question, an answer or a passage
 Fact = str | int | float | bool
@@ -82,7 +82,7 @@ KINDS: dict[str, Kind] = {
         "title",
         ("url", "licence", "publisher", "language", "n_chars", "fetched_at", "drop_reason", "drop_detail"),
     ),
-    "chunk": Kind("passage", "passages", ("chunks",), "heading_path", ("page", "n_tokens", "text")),
+    "chunk": Kind("passage", "passages", ("chunks",), "heading_path", ("page", "n_tokens")),
     "call": Kind(
         "teacher call",
         "teacher calls",
@@ -174,17 +174,20 @@ _PARTS = {
 }
 
 
-def describe(index: Index, found: Iterable[At]) -> dict[tuple[str, int], Node]:
-    """Return what is told of nodes, by kind and key."""
+def describe(index: Index, found: Iterable[At], *, with_text: bool = False) -> dict[tuple[str, int], Node]:
+    """Return what is told of nodes, by kind and key; passages and documents with the beginning of their text if asked.
+
+    Text is most of what a file holds, and takes six times as long to read as all the rest of a passage.
+    """
     missing = {(at.kind, at.key): at for at in found}
     homes: list[At] = []
     for kind, described in KINDS.items():
-        keys = np.unique(np.array([key for k, key in missing if k == kind], np.uint64))
+        keys = distinct(np.array([key for k, key in missing if k == kind], np.uint64))
         for table in described.tables:
             here = [At(kind, *located) for located in index.locate(table, kind, keys)]
             homes += here
             keys = np.setdiff1d(keys, np.array([at.key for at in here], np.uint64))
-    nodes = dict(_read(index, sorted(homes, key=lambda at: (at.piece, at.kind, at.row))))
+    nodes = dict(_read(index, sorted(homes, key=lambda at: (at.piece, at.kind, at.row)), with_text))
     # What is named but nowhere described: its version was pruned, or its log has expired.
     for name, at in missing.items():
         if name not in nodes:
@@ -192,11 +195,11 @@ def describe(index: Index, found: Iterable[At]) -> dict[tuple[str, int], Node]:
     return nodes
 
 
-def _read(index: Index, homes: list[At]) -> Iterator[tuple[tuple[str, int], Node]]:
+def _read(index: Index, homes: list[At], with_text: bool) -> Iterator[tuple[tuple[str, int], Node]]:
     queries, groups = [], []
     for (piece, kind), group in groupby(homes, key=lambda at: (at.piece, at.kind)):
         source, rows = index.pieces[piece].source, list(group)
-        wanted = dict.fromkeys((*_columns(kind), KINDS[kind].label, *KINDS[kind].facts))
+        wanted = {*_columns(kind), KINDS[kind].label, *_facts(kind, with_text)}
         # A version that an older release wrote may lack a column.
         columns = [name for name in pl.read_parquet_schema(source.file) if name in wanted]
         scan = pl.scan_parquet(source.file, hive_partitioning=False, glob=False).select(columns or pl.first())
@@ -207,21 +210,25 @@ def _read(index: Index, homes: list[At]) -> Iterator[tuple[tuple[str, int], Node
         groups.append((source, rows, {number: n for n, number in enumerate(numbers)}))
     for (source, rows, position), frame in zip(groups, pl.collect_all(queries), strict=True):
         for at in rows:
-            yield (at.kind, at.key), _node(index, source, at, frame.row(position[at.row], named=True))
+            yield (at.kind, at.key), _node(index, source, at, frame.row(position[at.row], named=True), with_text)
+
+
+def _facts(kind: str, with_text: bool) -> tuple[str, ...]:
+    return (*KINDS[kind].facts, "text") if with_text else KINDS[kind].facts
 
 
 def _columns(kind: str) -> tuple[str, ...]:
     return (_COLUMN[kind],) if kind in _COLUMN else _PARTS[kind]
 
 
-def _node(index: Index, source: Source, at: At, row: dict[str, Any]) -> Node:
+def _node(index: Index, source: Source, at: At, row: dict[str, Any], with_text: bool) -> Node:
     kind = KINDS[at.kind]
     if at.kind == "dataset":
         record = index.store.record(source.table, source.task, source.version)
         facts = {"n_rows": record.n_rows, "version": record.version, "finished_at": record.finished_at[:19] + "+00:00"}
         return Node(source.dataset, at.kind, source.table.replace("_", " "), facts)
     label = row.get(kind.label)
-    facts = {name: _fact(row[name]) for name in kind.facts if row.get(name) is not None}
+    facts = {name: _fact(row[name]) for name in _facts(at.kind, with_text) if row.get(name) is not None}
     return Node(_id(source, at, row), at.kind, "" if label is None else str(_fact(label)), facts)
 
 
