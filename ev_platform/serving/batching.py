@@ -2,9 +2,9 @@
 
 Only prompts of equally many tokens are completed together: where text is written, others would change each other's
 answers (`engine`); where it is chosen, as by encoders, the short would wait for the long. The oldest goes first, and
-its equals join it. No one waits for company by default: a worker that gets free takes what is there. Only where its
-last batch had company does it linger for a moment, as those who were just answered together are likely to ask again
-together.
+its equals join it. No one waits for company by default: a worker that gets free takes what is there. Only where one of
+the last batches had company does it linger for a moment, as those who were just answered together are likely to ask
+again together; they come back one after the other, some 10 ms apart, since the way to them and back is one process.
 
 What belongs here: the queue between the event loop and the threads that generate. What does not: what is asked and
 what becomes of it (`worker`), and how tokens are made (`engine`).
@@ -16,6 +16,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,9 +29,10 @@ from ev_platform.errors import UserError
 from ev_platform.serving import logs
 from ev_platform.serving.schemas import ApiError, failure
 
-# Of the time that the last batch with company took; and no more than what is lost in the answer of a person.
-_LINGER_SHARE = 0.02
-_LONGEST_LINGER_S = 0.03
+# Of the time that the last batch with company took: to split a batch of eight costs more. And no more than a person
+# hardly notices, whose company may have left for good.
+_LINGER_SHARE = 0.1
+_LONGEST_LINGER_S = 0.15
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +91,8 @@ class Batcher:
         self._running: set[_Request] = set()
         self._n_workers = engine.n_workers if isinstance(engine, BatchWriter) else 1
         self._is_retired = False
-        self._last_size, self._last_s = 1, 0.0
+        # Size and seconds of the last batch of each worker: one that was left over must not hide the others' company.
+        self._last = deque([(1, 0.0)], maxlen=self._n_workers)
         for number in range(self._n_workers):
             threading.Thread(target=self._work, name=f"answer-{number}", daemon=True).start()
 
@@ -182,7 +185,7 @@ class Batcher:
             self._answer(batch)
             with self._changed:
                 self._running.difference_update(batch)
-                self._last_size, self._last_s = len(batch), time.perf_counter() - started
+                self._last.append((len(batch), time.perf_counter() - started))
             # What was asked must not be held until the next batch.
             del batch
 
@@ -212,8 +215,9 @@ class Batcher:
         return [request for request in self._queue if request.company == self._queue[0].company][:size]
 
     def _linger(self) -> None:
-        until = time.perf_counter() + min(_LONGEST_LINGER_S, self._last_s * _LINGER_SHARE)
-        while self._queue and len(self._equals()) < min(self._last_size, self._max_batch) and not self._is_retired:
+        size, seconds = max(self._last)
+        until = time.perf_counter() + min(_LONGEST_LINGER_S, seconds * _LINGER_SHARE)
+        while self._queue and len(self._equals()) < min(size, self._max_batch) and not self._is_retired:
             left = until - time.perf_counter()
             if left <= 0:
                 break

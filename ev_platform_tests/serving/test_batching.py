@@ -192,6 +192,29 @@ async def test_a_worker_takes_no_more_than_its_share_and_max_batch():
     batcher.close()
 
 
+async def test_those_who_were_answered_together_are_waited_for_and_who_was_alone_waits_for_nobody():
+    scribe = Scribe()
+    batcher = Batcher(scribe)
+    first = ask(batcher, "a")
+    await until(lambda: scribe.batches)
+    together = [ask(batcher, prompt) for prompt in ("bb", "cc")]
+    await until(lambda: batcher.waiting == 2)
+    scribe.steps.release(2)
+    await first
+    await asyncio.sleep(1)  # of which a tenth is enough for what follows
+    scribe.go_on()
+    await asyncio.gather(*together)
+    again = [ask(batcher, "dd")]
+    await asyncio.sleep(0.04)
+    again.append(ask(batcher, "ee"))
+    assert [answer.batch_size for answer in await asyncio.gather(*again)] == [2, 2]
+    batcher.close()
+    batcher = Batcher(scribe)
+    await ask(batcher, "alone")
+    assert (await ask(batcher, "alone")).queue_ms < 100
+    batcher.close()
+
+
 async def test_the_short_answer_does_not_wait_for_the_long_one():
     scribe = Scribe()
     batcher = Batcher(scribe)
