@@ -28,6 +28,8 @@ _TERMINAL = {
 }
 
 
+# What assets tell of a run beside their tables.
+DECIDED = {"promotions": ("outcome", "reason"), "adapter": ("kept",)}
 _USER_ERROR = "ev_platform.errors.UserError: "
 
 
@@ -57,6 +59,7 @@ class RunResult:
         outcome: What it means for the endpoint: "promoted", "kept" or "nothing changed"; empty where the run did not
             come to that.
         reason: Why, in a sentence.
+        kept: Why the trained model was kept though rows changed; empty where it was not so.
     """
 
     run_ids: tuple[str, ...]
@@ -65,6 +68,7 @@ class RunResult:
     failed_checks: tuple[str, ...]
     outcome: str = ""
     reason: str = ""
+    kept: str = ""
 
 
 def join_results(results: Sequence[RunResult]) -> RunResult:
@@ -83,6 +87,7 @@ def join_results(results: Sequence[RunResult]) -> RunResult:
         tuple(each("failed_checks")),
         decided.outcome if decided else "",
         decided.reason if decided else "",
+        next((result.kept for result in results if result.kept), ""),
     )
 
 
@@ -177,8 +182,9 @@ def materialize(
             materialization = event.step_materialization_data.materialization
             is_unchanged = materialization.metadata["unchanged"].value
             (unchanged if is_unchanged else computed).append(materialization.asset_key.path[-1])
-            if materialization.asset_key.path[-1] == "promotions":
-                decided = {name: str(materialization.metadata[name].value) for name in ("outcome", "reason")}
+            told = materialization.metadata
+            names = DECIDED.get(materialization.asset_key.path[-1], ())
+            decided |= {name: str(told[name].value) for name in names if name in told}
         failed = [e.check_name for e in result.get_asset_check_evaluations() if not e.passed]
         return RunResult((result.run_id,), tuple(unchanged), tuple(computed), tuple(failed), **decided)
 

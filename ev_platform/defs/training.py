@@ -2,18 +2,29 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import dagster as dg
-import polars as pl
 
 from ev_platform import encoder, pooling
-from ev_platform.dataset.overlap import find_overlaps
+from ev_platform.dataset.leakage import find_leaks
 from ev_platform.defs.resources import StoreResource, Table, WandbResource, track_artifacts
-from ev_platform.defs.stage import build, outs, spec, table_check, tasks_partitions
+from ev_platform.defs.stage import (
+    COMPUTE,
+    FORCE_TAG,
+    NETWORK,
+    RETRY,
+    build,
+    final_user_errors,
+    outs,
+    spec,
+    table_check,
+    tasks_partitions,
+)
 from ev_platform.errors import UserError
+from ev_platform.registry.takedown import tainted_versions
 from ev_platform.settings import get_settings
 from ev_platform.storage import Record, code_version
 from ev_platform.tasks import Task
@@ -33,6 +44,7 @@ from ev_platform.training import (
 from ev_platform.training.artifacts import Answers
 from ev_platform.training.base import base_model_identity
 from ev_platform.training.distributed import train_distributed
+from ev_platform.training.kept import change_since
 from ev_platform.training.recipes import Recipe, load_recipe
 from ev_platform.training.sweep import chosen_recipe, plan_trials
 from ev_platform.training.train import train as train_here
@@ -52,9 +64,12 @@ def answers_of(task: Task) -> Answers:
 
 @dg.asset(
     partitions_def=tasks_partitions,
+    pool=NETWORK,
+    retry_policy=RETRY,
     code_version=CODE_BASE,
     **spec("base_model", "The model before training, as safetensors with its tokenizer.", GROUP),
 )
+@final_user_errors
 def base_model(context: dg.AssetExecutionContext, store: StoreResource) -> Iterator[dg.Output[Record]]:
     """Bring the base model into the store."""
     recipe = load_recipe(store.task(context.partition_key))
@@ -70,15 +85,16 @@ def base_model(context: dg.AssetExecutionContext, store: StoreResource) -> Itera
 
 
 def trainer() -> Any:
-    """Return what runs a job on this machine: in this process, or on `EV_TRAIN_WORKERS` workers."""
-    workers = get_settings().train_workers
-    return partial(train_distributed, n_workers=workers) if workers > 1 else train_here
+    """Return what runs a job: this process, or `EV_TRAIN_WORKERS` workers of Ray."""
+    settings = get_settings()
+    is_spread = settings.engine == "ray" or settings.train_workers > 1
+    return partial(train_distributed, n_workers=settings.train_workers) if is_spread else train_here
 
 
 def _refuse_leaks(task: Task, training_set: Table, validation_set: Table, benchmark: Table, chunks: Table) -> None:
     # The check no_leakage stops a whole run; this stops a run that starts here.
-    trained_on = pl.concat([training_set.frame, validation_set.frame])
-    leaks = find_overlaps(trained_on, benchmark.frame, chunks.frame, task.config.dataset)
+    records = [training_set.record, validation_set.record]
+    leaks = find_leaks(training_set.store, records, benchmark.record, chunks.record, task.config.dataset)
     if leaks:
         first = leaks[0]
         raise UserError(
@@ -88,8 +104,52 @@ def _refuse_leaks(task: Task, training_set: Table, validation_set: Table, benchm
         )
 
 
+def _rows_to_train_on(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    table: str,
+    config: Mapping[str, Any],
+    now: Mapping[str, Table],
+) -> tuple[Table, Table, str]:
+    """Return the training and validation rows that `table` is made from, and why where they are not the current ones.
+
+    Args:
+        context: Of the running asset.
+        store: Where the rows lie.
+        table: `adapter` or `sweep_trials`.
+        config: What it depends on beside its inputs.
+        now: The current inputs by table, `benchmark` and `chunks` among them.
+    """
+    task, opened = store.task(context.partition_key), store.store()
+    current = (now["training_set"], now["validation_set"], "")
+    made = opened.current(table, task.name)
+    if made is None or store.force or context.run.tags.get(FORCE_TAG) == "true":
+        return current
+    is_made_so = made.code_version == CODE_TRAIN and made.config == config
+    if not is_made_so or made.inputs.get("base_model") != now["base_model"].fingerprint:
+        return current
+    change = change_since(opened, made, {name: now[name].record for name in ("training_set", "validation_set")})
+    least = task.config.training.min_changed_share
+    if change is None or not change.n_changed or change.n_changed >= least * change.n_rows:
+        return current
+    if find_leaks(opened, change.before, now["benchmark"].record, now["chunks"].record, task.config.dataset):
+        return current
+    adapters = dict(opened.read("registered_model", task.name).select("model_version", "adapter_id").iter_rows())
+    tainted = {adapters.get(version) for version in tainted_versions(opened, task.name)}
+    if tainted & set(opened.read("adapter", task.name)["artifact_id"]):
+        return current
+    said = (
+        f"{change.n_changed} of {change.n_rows} rows changed, less than training.min_changed_share ({least:g}): "
+        "the trained model is kept"
+    )
+    context.log.info(said)
+    training_set, validation_set = (Table(opened, record) for record in change.before)
+    return training_set, validation_set, said
+
+
 @dg.asset(
     partitions_def=tasks_partitions,
+    pool=COMPUTE,
     code_version=CODE_TRAIN,
     **spec(
         "sweep_trials", "Recipes that config.yaml's `sweep` tried, and which of them the validation set chose.", GROUP
@@ -107,6 +167,11 @@ def sweep_trials(
     """Search hyper-parameters; empty where the task names none to try."""
     task = store.task(context.partition_key)
     trials, answers = plan_trials(task), answers_of(task)
+    settings = {"trials": [trial.recipe.model_dump(mode="json") for trial in trials], **dataclasses.asdict(answers)}
+    if trials:
+        now = {"training_set": training_set, "validation_set": validation_set, "base_model": base_model}
+        now |= {"benchmark": benchmark, "chunks": chunks}
+        training_set, validation_set, _ = _rows_to_train_on(context, store, "sweep_trials", settings, now)
     fingerprints = {"training_set": training_set.fingerprint, "validation_set": validation_set.fingerprint}
 
     def compute() -> dict[str, Any]:
@@ -130,7 +195,7 @@ def sweep_trials(
         inputs={"base_model": base_model, "training_set": training_set, "validation_set": validation_set}
         if trials
         else {},
-        config={"trials": [trial.recipe.model_dump(mode="json") for trial in trials], **dataclasses.asdict(answers)},
+        config=settings,
         code=CODE_TRAIN,
         compute=compute,
     )
@@ -145,10 +210,11 @@ def sweep_trials(
         },
     ),
     partitions_def=tasks_partitions,
+    pool=COMPUTE,
     code_version=CODE_TRAIN,
-    name="train",
+    name="fine_tune",  # a job is named train
 )
-def train(
+def fine_tune(
     context: dg.AssetExecutionContext,
     store: StoreResource,
     wandb: WandbResource,
@@ -162,6 +228,10 @@ def train(
     """Fine-tune, tracked by Weights & Biases."""
     task = store.task(context.partition_key)
     recipe, answers = chosen_recipe(load_recipe(task), sweep_trials.frame), answers_of(task)
+    made_by = {"recipe": recipe.model_dump(mode="json"), **dataclasses.asdict(answers)}
+    now = {"training_set": training_set, "validation_set": validation_set, "base_model": base_model}
+    now |= {"benchmark": benchmark, "chunks": chunks}
+    training_set, validation_set, kept = _rows_to_train_on(context, store, "adapter", made_by, now)
 
     def compute() -> dict[str, Any]:
         _refuse_leaks(task, training_set, validation_set, benchmark, chunks)
@@ -184,15 +254,16 @@ def train(
             track_artifacts(run, task.name, fingerprints, opened.root / tables["adapter"].item(0, "path"))
             return tables
 
-    yield from build(
+    for output in build(
         context,
         store,
         ["adapter", "training_log"],
         inputs={"base_model": base_model, "training_set": training_set, "validation_set": validation_set},
-        config={"recipe": recipe.model_dump(mode="json"), **dataclasses.asdict(answers)},
+        config=made_by,
         code=CODE_TRAIN,
         compute=compute,
-    )
+    ):
+        yield output.with_metadata({**output.metadata, "kept": kept}) if kept else output
 
 
 @dg.asset(
@@ -240,6 +311,7 @@ def _serve(
 
 @dg.asset(
     partitions_def=tasks_partitions,
+    pool=COMPUTE,
     code_version=CODE_SERVING,
     **spec(
         "serving_model", "The tuned model as the engine loads it: CTranslate2 int8 where it can be converted.", GROUP
@@ -286,5 +358,5 @@ def loss_fell(adapter: Table) -> dg.AssetCheckResult:
     )
 
 
-assets: list[Any] = [base_model, sweep_trials, train, merged_model, serving_model, base_serving_model]
+assets: list[Any] = [base_model, sweep_trials, fine_tune, merged_model, serving_model, base_serving_model]
 checks = [loss_fell, export_agrees]

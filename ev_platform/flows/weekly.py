@@ -149,6 +149,7 @@ def describe_run(result: RunResult, url: str | None = None) -> str:
         url: Of Dagster's UI.
     """
     outcome = f"**{result.outcome}**: {result.reason}\n\n" if result.outcome else ""
+    outcome += f"{result.kept}\n\n" if result.kept else ""
     links = "\n".join(link_to_run(run_id, url) for run_id in result.run_ids)
     return (
         f"{outcome}{links}\n\n"

@@ -244,6 +244,20 @@ class DatasetConfig(_Strict):
     seed: int = 17
 
 
+class TrainingConfig(_Strict):
+    """When another model is trained; how is in the recipe.
+
+    Attributes:
+        min_changed_share: Share of the rows that a model was trained on from which new, gone or different rows have
+            another one trained; below it the model is kept, and the changes add up until they reach it. One row in
+            fifty by default: what fewer change cannot be found with some hundred test rows, and a training takes from
+            minutes to hours. 0: any change. Another recipe, base model or way of training always has one trained, and
+            so has a row that meets a test row or was taken down.
+    """
+
+    min_changed_share: Fraction = 0.02
+
+
 class RetrievalConfig(_Strict):
     """The retriever of evaluation and serving.
 
@@ -402,6 +416,7 @@ class TaskConfig(_Strict):
         no_answer: What is answered where a row (SQuAD 2.0) says that its passage does not hold the answer.
         recipe: Name of a recipe in `ev_platform/training/recipes`, or the path of one below the task's folder.
         base_model: Replaces the recipe's base model.
+        training: When another model is trained.
         sweep: Changes of the recipe that are tried before the model is trained; the validation set chooses.
         promotion: The gate before a new version answers in the place of the champion.
     """
@@ -418,6 +433,7 @@ class TaskConfig(_Strict):
     teacher_evaluation: TeacherEvaluationConfig = TeacherEvaluationConfig()
     dataset: DatasetConfig = DatasetConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
+    training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
 
