@@ -16,6 +16,7 @@ from ev_platform.cli_dataset import dataset_app
 from ev_platform.cli_keys import keys_app
 from ev_platform.cli_lineage import trace
 from ev_platform.cli_models import models_app
+from ev_platform.cli_openlineage import openlineage
 from ev_platform.cli_report import report
 from ev_platform.cli_requests import requests_app
 from ev_platform.cli_run import run, schedule
@@ -43,6 +44,7 @@ app.add_typer(backup_app, name="backup")
 app.command()(run)
 app.command()(schedule)
 app.command()(report)
+app.command()(openlineage)
 app.command()(trace)
 app.command()(takedown)
 app.command()(prepare)
@@ -91,9 +93,12 @@ def dev(port: Annotated[int, typer.Option(help="Port of the UI.")] = 3000) -> No
 
     Example: `ev-platform dev --port 3000`
     """
+    from ev_platform.defs.instance import end_dead_runs_of
     from ev_platform.defs.run import dagster_home
 
-    environment = os.environ | {"DAGSTER_HOME": str(dagster_home(get_settings().data_root))}
+    home = dagster_home(get_settings().data_root)
+    end_dead_runs_of(home)  # of an earlier UI that was killed with its runs: nobody else tells that they are over
+    environment = os.environ | {"DAGSTER_HOME": str(home)}
     dagster = str(Path(sys.executable).with_name("dagster"))
     os.execve(dagster, [dagster, "dev", "-m", "ev_platform.definitions", "-p", str(port)], environment)  # noqa: S606
 

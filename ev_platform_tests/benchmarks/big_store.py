@@ -113,9 +113,7 @@ def _chunks(rng: np.random.Generator, documents: pl.DataFrame) -> pl.DataFrame:
             start=ordinal * 400,
             end=ordinal * 400 + 400,
             heading_path=pl.format("Page > Section {}", ordinal),
-            text=pl.format(
-                "Passage {} says what a charging station does when a car is plugged in, in words. ", pl.int_range(n)
-            ),
+            text=pl.format("Passage {} says what a charging station does when a car is plugged in.", pl.int_range(n)),
             n_tokens=pl.lit(90, pl.Int64),
         )
     )
