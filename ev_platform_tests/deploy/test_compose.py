@@ -207,6 +207,6 @@ def test_commands_of_our_services_run_as_processes_and_their_health_checks_pass(
         for name in reversed(in_order(given)):
             if given[name]["restart"] != "no":
                 took = machine.stop(name)
-                grace = int(given[name].get("stop_grace_period", "10s").removesuffix("s"))
+                grace = int(given[name]["stop_grace_period"].removesuffix("s"))
                 print(f"{name}: stopped after {took:.0f} s of {grace}")
                 assert took < grace
