@@ -1,0 +1,99 @@
+"""Who is told of a failed run, over HTTP to a local server."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from uuid import uuid4
+
+import pytest
+from prefect.client.schemas.objects import FlowRun  # noqa: TID253 - the hook is given Prefect's own
+from prefect.states import Crashed, Failed  # noqa: TID253
+
+from ev_platform.defs.run import RunFailedError
+from ev_platform.errors import UserError
+from ev_platform.flows.notify import tell_of_failure
+from ev_platform.flows.weekly import _may_pass, materialize_graph
+from ev_platform.settings import get_settings
+
+
+@pytest.fixture
+def posted(monkeypatch):
+    """Yield what arrives at the address that is told of failures."""
+    got = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            got.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    monkeypatch.setenv("EV_FAILURE_WEBHOOK", f"http://127.0.0.1:{server.server_port}/hooks/a-secret-part")
+    monkeypatch.setenv("EV_DAGSTER_URL", "http://127.0.0.1:3000")
+    get_settings.cache_clear()
+    yield got
+    get_settings.cache_clear()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def a_run():
+    return FlowRun(id=uuid4(), flow_id=uuid4(), name="brave-otter", parameters={"tasks": ["tiny"]})
+
+
+def failed(error):
+    return Failed(message=str(error), data=error)
+
+
+def test_failed_run_is_told_with_what_failed_and_where(posted):
+    error = RunFailedError("The corpus is empty: off_topic: 5.", "r1", "corpus_is_not_empty", is_final=True)
+    tell_of_failure(materialize_graph, a_run(), failed(error))
+    (body,) = posted
+    assert body["text"] == "materialize-graph brave-otter (tiny) failed: The corpus is empty: off_topic: 5."
+    assert (body["where"], body["url"]) == ("corpus_is_not_empty", "http://127.0.0.1:3000/runs/r1")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RunFailedError("fine_tune: no route to https://me:hunter2@hub", "r1", "fine_tune", is_final=False),
+        ValueError("https://me:hunter2@hub"),
+    ],
+)
+def test_words_of_a_library_are_not_sent_on(posted, error):
+    tell_of_failure(materialize_graph, a_run(), failed(error))
+    (body,) = posted
+    assert "hunter2" not in json.dumps(body)
+    assert "fine_tune failed" in body["text"] or "ValueError" in body["text"]
+
+
+def test_crashed_run_is_told(posted):
+    tell_of_failure(materialize_graph, a_run(), Crashed(message="exit code -9"))
+    assert posted[0]["text"].endswith("(tiny) crashed: its process ended")
+
+
+def test_address_that_does_not_answer_is_logged_without_the_address(monkeypatch, caplog):
+    monkeypatch.setenv("EV_FAILURE_WEBHOOK", "http://127.0.0.1:9/a-secret-part")
+    get_settings.cache_clear()
+    tell_of_failure(materialize_graph, a_run(), failed(UserError("No.")))
+    get_settings.cache_clear()
+    assert "cannot be reached (ConnectError)" in caplog.text and "a-secret-part" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "is_tried_again"),
+    [
+        (UserError("train.csv is missing."), False),
+        (RunFailedError("train.csv is missing.", "r1", "generate", is_final=True), False),
+        (RunFailedError("fine_tune: out of memory", "r1", "fine_tune", is_final=False), True),
+        (OSError("no route"), True),
+    ],
+)
+def test_only_what_a_person_need_not_put_right_is_tried_again(error, is_tried_again):
+    assert _may_pass(None, None, failed(error)) is is_tried_again
