@@ -30,7 +30,7 @@ def _column_lineage(model: SqlModel) -> dg.TableColumnLineage:
         {
             column: [
                 dg.TableColumnDep(dg.AssetKey(asset), origin)
-                for asset, origin in sorted({(asset_of(table, _MODELS), origin) for table, origin in origins})
+                for asset, origin in sorted({(asset_of(table, _MODELS) or "", origin) for table, origin in origins})
                 if asset
             ]
             for column, origins in column_lineage()[model.name].items()

@@ -20,6 +20,7 @@ _MAX_BARS = 12
 _SCORES = ("token_f1", "rouge_l", "accuracy", "macro_f1")
 # The page shows Markdown of up to 999 characters in place, and longer ones in a window that can be scrolled.
 _IN_PLACE, _WIDEST = 1000, 44
+_CELL = 34  # three of them stand beside a column's name in that window
 
 
 def describe(table: str, frame: pl.DataFrame) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def describe(table: str, frame: pl.DataFrame) -> dict[str, Any]:
             shown[f"{column}_mean"] = round(frame[column].cast(pl.Float64).mean() or 0.0, 1)  # type: ignore[arg-type]
     if "cost_usd" in frame.columns and frame["cost_usd"].count():
         shown["cost_usd"] = round(float(frame["cost_usd"].sum()), 6)
-    shown["preview"] = as_markdown(_rows_of(frame))
+    shown["preview"] = as_markdown(frame.head(5)) if frame.width <= 5 else as_markdown(_on_end(frame), _CELL)
     return shown
 
 
@@ -71,10 +72,8 @@ def _scores(report: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _rows_of(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return the first rows; those of wide tables as columns, since a page is higher than it is wide."""
-    if frame.width <= 5:
-        return frame.head(5)
+def _on_end(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the first rows of a wide table as columns: a page is higher than it is wide."""
     first = frame.head(3)
     columns = {f"row {n + 1}": [_text(value) for value in row] for n, row in enumerate(first.iter_rows())}
     return pl.DataFrame({"column": first.columns, **columns})
@@ -84,9 +83,14 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def as_markdown(frame: pl.DataFrame) -> dg.MarkdownMetadataValue:
-    """Return a frame as metadata: in place where it is narrow enough, else in a window."""
-    text = markdown_table(frame)
+def as_markdown(frame: pl.DataFrame, width: int = 60) -> dg.MarkdownMetadataValue:
+    """Return a frame as metadata: in place where it is narrow enough, else in a window.
+
+    Args:
+        frame: Its cells may hold the words of strangers.
+        width: Longest cell, in characters.
+    """
+    text = markdown_table(frame, width)
     widest = max(map(len, text.splitlines()))
     return dg.MetadataValue.md(text if widest <= _WIDEST else text.ljust(_IN_PLACE))
 
