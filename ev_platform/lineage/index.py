@@ -248,14 +248,16 @@ class Index:
         for number, edges in self._by_relation.get((parent, child), []):
             near, far, rows = edges[:3] if down else edges[3:]
             low = np.searchsorted(near, left)
-            counts = np.searchsorted(near, left, side="right") - low
+            is_here = near[np.minimum(low, near.size - 1)] == left if near.size else np.zeros(left.size, bool)
+            low = low[is_here]
+            counts = np.searchsorted(near, left[is_here], side="right") - low
             at = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
             at = at[far[at] != 0]
             if not at.size:
                 continue
             found.append((near[at], far[at], np.full(at.size, number, np.int32), rows[at]))
             if first:
-                left = left[counts == 0]
+                left = left[~is_here]
                 if not left.size:
                     break
         if not found:
