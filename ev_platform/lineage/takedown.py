@@ -210,20 +210,23 @@ def finish(store: Store, made: Plan, *, reason: str, by: str) -> None:
 
 
 def _record(store: Store, made: Plan, state: str, touched: dict[str, dict[str, str]], reason: str, by: str) -> None:
-    for task, it in made.tasks.items():
-        before = store.read("takedowns", task)
-        known = before.filter(pl.col("takedown_id") == made.takedown_id).to_dicts()
+    rows = {task: store.read("takedowns", task) for task in made.tasks}
+    own = {task: rows[task].filter(pl.col("takedown_id") == made.takedown_id).to_dicts() for task in made.tasks}
+    holders = [task for task, it in made.tasks.items() if it.ids.documents or it.ids.urls or own[task]]
+    for task in holders or sorted(made.tasks)[:1]:
+        it, before, known = made.tasks[task], rows[task], own[task]
         old = known[0] if known else None
+        names = ("addresses", "trained_versions", "holding_versions")
         # What a repeated takedown finds is what came since; what it found the first time is not there any more.
-        kept = {n: old[n] if old and old["state"] != UNDONE else [] for n in ("trained_versions", "holding_versions")}
+        kept = {n: old[n] if old and old["state"] != UNDONE else [] for n in names}
         said = json.loads(old["touched"]) if old and old["state"] != UNDONE else {}
         # After a kill there is less to do than there was.
         done = touched.get(task, {}) | said if old and old["state"] == REMOVING else said | touched.get(task, {})
         row = Takedown(
             takedown_id=made.takedown_id,
             url=made.url,
-            addresses=it.addresses,
-            reason=reason or (old["reason"] if old else ""),
+            addresses=sorted({*it.addresses, *kept["addresses"]}),
+            reason=reason,
             decided_by=by,
             decided_at=old["decided_at"] if old and old["state"] != UNDONE else now(),
             state=state,

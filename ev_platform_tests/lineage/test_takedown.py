@@ -1,0 +1,173 @@
+"""A takedown names what hangs on an address, removes it from every place that keeps words, and nothing else."""
+
+import json
+import shutil
+
+import duckdb
+import pytest
+from typer.testing import CliRunner
+
+from ev_platform.cli import app
+from ev_platform.collect.refused import refused_addresses
+from ev_platform.registry.takedown import tainted_versions
+from ev_platform.serving.journal import Journal, read_journal
+from ev_platform.storage import Store, frame_fingerprint
+from ev_platform_tests.lineage import planted
+from ev_platform_tests.lineage.planted import CHUNK, COPY_URL, DOC, EXAMPLE, KEPT, TASK, URL, files_with_planted
+from ev_platform_tests.serving.rows import served
+
+TABLES = ("raw_pages", "documents", "clean_documents", "chunks", "chunk_vectors", "qa_candidates", "examples")
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """Nothing may change it."""
+    root = tmp_path_factory.mktemp("planted") / "data"
+    planted.plant(root)
+    return root
+
+
+@pytest.fixture
+def store(filled, own_folders):
+    shutil.copytree(filled, own_folders / "data")
+    return Store(own_folders / "data")
+
+
+def take_down(*arguments, code=0):
+    result = CliRunner().invoke(app, ["takedown", *arguments], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def applied(*arguments):
+    return take_down(URL, "--apply", "--reason", "asked to", *arguments)
+
+
+def test_listing_names_exactly_the_dependants_and_changes_nothing(store):
+    files = [file for file in store.root.rglob("*") if file.is_file() and not {"dagster", "teacher"} & set(file.parts)]
+    before = {file: file.read_bytes() for file in files}  # opening a SQLite file may already change it
+    found = json.loads(take_down(URL, "--json"))["tasks"][TASK]
+    assert (found["documents"], found["chunks"], found["examples"]) == ([DOC], [CHUNK], [EXAMPLE])
+    assert (found["trained_versions"], found["holding_versions"]) == (["tiny@1"], ["tiny@1", "tiny@2"])
+    assert found["touched"]["training_set"] == "4 removed in 2 versions"
+    assert found["touched"]["predictions"] == "1 masked in 1 version"
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_after_apply_no_file_holds_a_planted_sentence_and_what_is_kept_is_as_it_was(store):
+    held = files_with_planted(store.root)
+    for place in (
+        "blobs",
+        "tables",
+        "serving/requests",
+        "serving/feedback",
+        "serving/server.log",
+        "teacher",
+        "reports",
+    ):
+        assert any(name.startswith(place) for name in held), place  # the search does find what is there
+    assert any(name.startswith("dagster/history/runs") for name in held)
+    output = applied()
+    assert files_with_planted(store.root) == set()
+    assert "The champion tiny@1 was trained on it" in output
+    for table in TABLES:
+        for record in store.history(table, TASK):
+            frame = store.read(table, TASK, record.version)
+            assert (frame.height, record.n_rows) == (1, 1)
+            assert record.fingerprint == frame_fingerprint(table, frame)
+            assert record.config["taken_down"][0].startswith("tkd_")
+    assert [store.read("training_set", TASK, r.version).height for r in store.history("training_set", TASK)] == [
+        1,
+        1,
+        1,
+    ]
+    with duckdb.connect(str(store.catalogue), read_only=True) as catalogue:
+        assert catalogue.sql("SELECT text FROM chunks_history").fetchall() == [(KEPT,)] * 2
+        assert catalogue.sql("SELECT state, url FROM takedowns").fetchall() == [("done", URL)]
+    assert read_journal(store.root, "requests").select("request_id", "answer").rows() == [
+        ("req_1", "[taken down]"),
+        ("req_2", "32 A."),
+    ]
+    assert store.read("predictions", TASK)["prediction"].to_list() == ["[taken down]", KEPT]
+    assert "one line" in (store.root / "serving" / "server.log").read_text()
+    assert "kept,B" in (store.root / "reports" / f"{TASK}_judgements.csv").read_text()
+    assert not (store.root / "checkpoints").exists()
+
+
+def test_applied_takedown_is_refused_tainted_listed_and_can_be_undone(store):
+    applied("--by", "Ada")
+    assert refused_addresses(store, TASK) == refused_addresses(store, "a_later_task") == {URL}
+    assert set(tainted_versions(store, TASK)) == {"tiny@1", "tiny@2"}
+    (row,) = json.loads(take_down("--list", "--json"))[:1]
+    assert (row["state"], row["decided_by"], row["reason"]) == ("done", "Ada", "asked to")
+    assert "documents" in row["to_rebuild"]
+    applied()  # a second time: nothing is left to do, and nothing is forgotten
+    assert set(tainted_versions(store, TASK)) == {"tiny@1", "tiny@2"}
+    take_down(URL, "--undo")
+    assert refused_addresses(store, TASK) == set() and tainted_versions(store, TASK) == {}
+    assert store.read("documents", TASK).height == 1
+    assert "was not taken down" in take_down(URL, "--undo", code=1)
+
+
+@pytest.mark.parametrize("n_writes", [3, 20])
+def test_takedown_that_is_killed_is_finished_by_the_same_command(store, monkeypatch, n_writes):
+    """The process dies at a write of `erase`; what is stored can be read at that moment."""
+    from ev_platform.lineage import erase as module
+
+    real, left = module.write_atomic, [n_writes]
+
+    def dies(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(module, "write_atomic", dies)
+        CliRunner().invoke(app, ["takedown", URL, "--apply", "--reason", "asked to"])
+    assert left[0] < 0
+    assert refused_addresses(store, TASK) == {URL}
+    for table in TABLES:
+        for record in store.history(table, TASK):
+            store.read(table, TASK, record.version)
+    assert "is being taken down" in take_down(URL, "--undo", code=1)
+    applied()
+    assert files_with_planted(store.root) == set()
+    (row,) = json.loads(take_down("--list", "--json"))[:1]
+    assert (row["state"], row["trained_versions"]) == ("done", ["tiny@1"])
+    assert row["touched"] and json.loads(row["touched"])["chunks"] == "2 removed in 2 versions"
+    assert not any((store.root / "takedowns").iterdir())
+
+
+def test_log_of_a_living_server_loses_the_words_and_no_row(store):
+    log = Journal(store.root, "requests")
+    try:
+        log.add(served("req_3", chunk_ids=[CHUNK]))
+        applied()
+        log.add(served("req_4", chunk_ids=[]))
+    finally:
+        log.close()
+    rows = read_journal(store.root, "requests").sort("request_id").select("request_id", "answer").rows()
+    assert rows == [("req_1", "[taken down]"), ("req_2", "32 A."), ("req_3", "[taken down]"), ("req_4", "32 A.")]
+
+
+def test_same_text_under_another_address_is_told_and_goes_only_if_asked(tmp_path, own_folders):
+    store = planted.plant(own_folders / "data", copy=True)
+    found = json.loads(take_down(URL, "--json"))["tasks"][TASK]
+    assert (found["also_held_by"], found["addresses"]) == ([COPY_URL], [URL])
+    assert "blobs" not in found["touched"]  # the other address has the same bytes
+    applied("--with-duplicates")
+    assert files_with_planted(store.root) == set()
+    assert refused_addresses(store, TASK) == {URL, COPY_URL}
+
+
+def test_address_that_nothing_is_stored_of_is_refused_all_the_same(own_folders):
+    (own_folders / "data").mkdir()
+    output = take_down("https://b.example/x", "--apply", "--reason", "asked to")
+    assert "Nothing is stored of https://b.example/x. It is not fetched any more." in output
+    assert refused_addresses(Store(own_folders / "data"), "ev_charging") == {"https://b.example/x"}
+
+
+def test_apply_without_a_reason_is_refused(store):
+    assert "needs a reason" in take_down(URL, "--apply", code=1)
+    assert files_with_planted(store.root)
