@@ -133,6 +133,7 @@ def histogram(values: pl.Series, column: str) -> str:
     """Return a Markdown image of how lengths are spread."""
     figure, axes = new_axes(1.8)
     axes.hist(values.to_list(), bins=30, color=BLUE)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=column.removeprefix("n_"), ylabel="rows")
     return markdown_image(figure, f"lengths in {column.removeprefix('n_')}")
 
