@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Security
+from fastapi import Path as UrlPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -27,8 +28,8 @@ from ev_platform.serving.gate import Gate, error_response
 from ev_platform.serving.models import Models, seen_of
 from ev_platform.serving.observe import Observe
 from ev_platform.serving.page import add_page
-from ev_platform.serving.replies import FeedbackResponse, Health, ModelCard, ModelList, Ready
-from ev_platform.serving.schemas import ApiError, FeedbackRequest
+from ev_platform.serving.replies import FeedbackResponse, Health, ModelCard, ModelList, Ready, card
+from ev_platform.serving.schemas import MAX_MODEL_CHARS, ApiError, FeedbackRequest
 from ev_platform.serving.tasks import add_tasks
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -92,20 +93,18 @@ def _add_server_routes(app: FastAPI, models: Models, keyed: list[Any]) -> None:
     async def list_models() -> ModelList:
         """List the models that answer now, the one for requests that name none first."""
         served = (await models.describe()).values()
-        return ModelList(
-            data=[
-                ModelCard(
-                    id=model.model,
-                    created=model.loaded_at,
-                    version=model.model_version,
-                    task=model.task,
-                    task_type=model.task_type,
-                    labels=list(model.labels),
-                )
-                for model in served
-                if not isinstance(model, ApiError)
-            ]
-        )
+        return ModelList(data=[card(model) for model in served if not isinstance(model, ApiError)])
+
+    @app.get(
+        "/v1/models/{model}",
+        tags=["OpenAI"],
+        summary="One of what is served",
+        dependencies=keyed,
+        responses=refusals(404, 422),
+    )
+    async def one_model(model: Annotated[str, UrlPath(max_length=MAX_MODEL_CHARS)]) -> ModelCard:
+        """Describe a model by a name that requests may ask for it by, the exact version among them."""
+        return card(await models.find(model))
 
     @app.get(
         "/metrics",

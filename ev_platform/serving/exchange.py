@@ -25,7 +25,7 @@ class Ask:
         context: Passage that the question brings along; None where passages are retrieved, or none are needed.
         max_tokens: Longest answer; None is the evaluated length.
         temperature: 0 is greedy.
-        seed: For a temperature above 0.
+        seed: For a temperature above 0; None where any sample will do.
         stop: Texts that end the answer before they are written.
         version: The version that was asked for by name; a replica that holds another one refuses with 404.
     """
@@ -35,7 +35,7 @@ class Ask:
     context: str | None = None
     max_tokens: int | None = None
     temperature: float = 0.0
-    seed: int = 0
+    seed: int | None = None
     stop: tuple[str, ...] = ()
     version: str | None = None
 

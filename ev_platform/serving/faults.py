@@ -5,11 +5,15 @@ What does not belong here: refusals (`schemas.ApiError`) and their form (`gate.e
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ev_platform.serving import logs
 from ev_platform.serving.gate import error_response
 from ev_platform.serving.schemas import ApiError, failure
+
+_STOPPING = ApiError(503, "The server is stopping: ask again in some seconds.", "unavailable", retry_after_s=5)
 
 
 def refusal_of(error: Exception, request_id: str | None = None) -> ApiError:
@@ -44,6 +48,11 @@ class Faults:
 
         try:
             await self._app(scope, receive, sending if scope["type"] == "http" else send)
+        except asyncio.CancelledError as error:
+            # The server says why when it stops before the answer is there; who cancels for a client that left does not.
+            if scope["type"] == "http" and not has_begun and error.args:
+                await error_response(_STOPPING)(scope, receive, send)
+            raise
         except Exception as error:
             if scope["type"] != "http" or has_begun:
                 raise

@@ -75,6 +75,15 @@ class Models:
         except TimeoutError:
             return ApiError(503, f"{name} does not answer: try again in a moment.", "unavailable", retry_after_s=5)
 
+    async def find(self, asked: str) -> Described:
+        """Return what stands behind a name that a request may use.
+
+        Raises:
+            ApiError: 404 if nothing does, 503 if it does not answer.
+        """
+        name, _ = await self._resolve(asked)
+        return await self._backend.describe(name)
+
     async def choose(self, request: Request, asked: str | None, route: str | None = None) -> Chosen:
         """Return what a request's `model` stands for.
 

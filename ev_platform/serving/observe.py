@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import ClientDisconnect
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ev_platform.records import ServedRequest
@@ -241,4 +241,6 @@ class Observe:
         path = scope["path"]
         if path in self._routes:
             return path
+        if isinstance(matched := scope.get("route"), Route):  # of a path with a parameter, whose value is no label
+            return matched.path
         return next((r.path for r in routes if isinstance(r, Mount) and path.startswith(f"{r.path}/")), "other")

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ev_platform.engine import CTranslate2Engine
 from ev_platform.serving.exchange import Ask, Citation
 from ev_platform.serving.schemas import ApiError
 
@@ -50,13 +51,17 @@ def prepare(release: Release, ask: Ask, max_tokens: int, asked_at: float) -> Pre
 
     Raises:
         ApiError: If the question brings a passage that has no place in the prompt, brings none where there is nothing
-            to search, or does not fit the model's window.
+            to search, asks for a sample that cannot be repeated, or does not fit the model's window.
     """
     started = time.perf_counter()
     if ask.context is not None and not release.has_retrieval:
         raise ApiError(400, "This model answers without passages: leave the context out.", "unsupported", "context")
     if ask.context is None and release.has_retrieval and release.retriever is None:
         raise ApiError(400, "There is nothing to search here: send the passage to answer from.", "missing", "context")
+    if ask.seed is not None and ask.temperature > 0 and isinstance(release.engine, CTranslate2Engine):
+        # It seeds each of its threads once, when that starts.
+        message = "This model's engine cannot repeat a sample: leave the seed out, or ask with temperature 0."
+        raise ApiError(400, message, "unsupported", "seed")
     found = release.look_up(ask.question, needs_passages=ask.context is None)
     retrieve_ms = (time.perf_counter() - started) * 1000
     citations: tuple[Citation, ...] = ()

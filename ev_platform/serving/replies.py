@@ -204,6 +204,7 @@ class ExtractResponse(_Told):
         abstained=False,
         start=43,
         end=61,
+        occurrences=1,
         usage={"prompt_tokens": 31, "completion_tokens": 0, "total_tokens": 31},
         timings=_TIMINGS,
     )
@@ -214,12 +215,27 @@ class ExtractResponse(_Told):
         description="Where the answer first stands in the context, in characters; null where it does not stand there."
     )
     end: int | None = Field(description="Where it ends: context[start:end] is the answer.")
+    occurrences: int = Field(
+        description="How often the answer stands in the context: the model may have read a later one."
+    )
 
 
 class FeedbackResponse(BaseModel):
     """Under which id the feedback is kept."""
 
     id: str = Field(examples=["fdb_3f0c9d1e2a4b5c6d"])
+
+
+def card(served: exchange.Described) -> ModelCard:
+    """Return a served model as it is listed."""
+    return ModelCard(
+        id=served.model,
+        created=served.loaded_at,
+        version=served.model_version,
+        task=served.task,
+        task_type=served.task_type,
+        labels=list(served.labels),
+    )
 
 
 def usage(reply: exchange.Reply) -> Usage:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 REQUEST_ID = r"^[A-Za-z0-9_.-]{1,64}$"
+MAX_MODEL_CHARS = 200
 MAX_CONTENT_CHARS = 8_000
 MAX_COMMENT_CHARS = 2_000
 # About the 16,384 tokens that an encoder reads at most.
@@ -99,7 +100,7 @@ ModelName = Annotated[
     str | None,
     Field(
         default=None,
-        max_length=200,
+        max_length=MAX_MODEL_CHARS,
         description="A name of `/v1/models` or the exact version behind it; where one model is served, its alias too. "
         "Nothing: the first of the list.",
     ),
@@ -120,7 +121,10 @@ class Sampling(BaseModel):
     model: ModelName
     max_tokens: _MaxTokens | None = Field(default=None, description="Longest answer; the evaluated length and no more.")
     temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default, is greedy and repeats.")
-    seed: _Seed | None = Field(default=None, description="For a temperature above 0; 0 by default.")
+    seed: _Seed | None = Field(
+        default=None,
+        description="Repeats a sample of a temperature above 0; refused with 400 by an engine that cannot.",
+    )
     stop: Annotated[
         _Stops | None,
         BeforeValidator(
@@ -134,7 +138,7 @@ class Sampling(BaseModel):
         return {
             "max_tokens": self.max_tokens,
             "temperature": self.temperature or 0.0,
-            "seed": self.seed or 0,
+            "seed": self.seed,
             "stop": tuple(self.stop or ()),
         }
 

@@ -36,7 +36,8 @@ with `{text}` for each piece, `done` with the whole answer as below; after a fau
 The pieces joined are the answer, but for white space at its ends."""
 EXTRACT_DOC = """Answers a question in the words of the passage that it brings.
 
-`start` and `end` are where those words first stand in the passage; the model may have read them at a later place."""
+`start` and `end` are where those words first stand in the passage. Where they stand there more than once
+(`occurrences`), the model may have read them at a later place."""
 
 
 class _Begin(BaseModel):
@@ -120,13 +121,15 @@ def add_tasks(app: FastAPI, models: Models, keyed: list[Any]) -> None:
         started = time.perf_counter()
         chosen = await models.choose(request, body.model, "/v1/extract")
         reply = await models.answer(request, chosen, chosen.ask(body.question, context=body.context))
-        start = -1 if reply.is_abstention or not reply.text else body.context.find(reply.text)
+        n_places = 0 if reply.is_abstention or not reply.text else body.context.count(reply.text)
+        start = body.context.find(reply.text) if n_places else None
         return ExtractResponse(
             **_head(chosen, reply, started),
             answer=reply.text,
             abstained=reply.is_abstention,
-            start=start if start >= 0 else None,
-            end=start + len(reply.text) if start >= 0 else None,
+            start=start,
+            end=None if start is None else start + len(reply.text),
+            occurrences=n_places,
         )
 
 

@@ -224,7 +224,7 @@ class Worker:
                 n_tokens=prepared.n_prompt_tokens,
                 max_new_tokens=prepared.max_tokens,
                 temperature=ask.temperature,
-                seed=ask.seed,
+                seed=ask.seed or 0,
                 stop=ask.stop,
                 on_text=on_text,
             )

@@ -37,7 +37,7 @@ def test_body_that_is_not_json_is_refused(server, content):
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "not_found"),
-        ("GET", "/v1/models/fake_task", 404, "not_found"),
+        ("GET", "/v1/models/nowhere", 404, "model_not_found"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("POST", "/healthz", 405, "method_not_allowed"),
@@ -50,6 +50,12 @@ def test_unknown_path_and_method_are_refused_in_openai_form(server, method, path
     error = error_of(answer)
     assert (answer.status_code, error["type"], error["code"]) == (status, "invalid_request_error", code)
     assert ("allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize("name", ["fake_task", "fake_task@3", "champion"])
+def test_one_model_is_described_as_in_the_list(server, name):
+    (listed,) = server.client.get("/v1/models").json()["data"]
+    assert server.client.get(f"/v1/models/{name}").json() == listed
 
 
 def test_more_questions_than_may_wait_are_refused_and_the_rest_answered(tmp_path):

@@ -24,7 +24,7 @@ POSTS = {
     "/v1/extract": {400, 404, 422, 504},
     "/v1/feedback": {404, 422},
 }
-GETS = {"/v1/models": set(), "/metrics": set(), "/healthz": set(), "/readyz": {503}}
+GETS = {"/v1/models": set(), "/v1/models/{model}": {404, 422}, "/metrics": set(), "/healthz": set(), "/readyz": {503}}
 # What the description cannot say: some ask the first model, which is of another type, and others for longer answers
 # than it was evaluated with. What does not fit a field is 422, and would be found.
 CONFIG = """

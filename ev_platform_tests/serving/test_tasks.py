@@ -100,6 +100,7 @@ def test_answer_is_found_in_its_passage_where_it_stands_there(tmp_path, written,
     assert answer.status_code == 200
     assert (body["answer"], body["start"], body["end"]) == (written, *span)
     assert body["abstained"] is is_abstention
+    assert body["occurrences"] == CONTEXT.count(written)
     if span != (None, None):
         assert CONTEXT[span[0] : span[1]] == written
 

@@ -48,7 +48,7 @@ class Fleet:
         return self._of(model)
 
     def gateway(self):
-        (gateway,) = self._of("Gateway")
+        (gateway,) = self._of("ListeningGateway")
         return gateway
 
     def kill_one(self, model=TASK):
