@@ -143,6 +143,7 @@ def trace(
     """
     if not name.strip() or len(name) > MAX_ID:
         raise UserError(f"An id or an address to trace has 1 to {MAX_ID} characters, and this one {len(name)}.")
+    store.refresh()
     tasks = tasks_of(store)
     if task is not None and task not in tasks:
         raise UserError(f"There is no task {task} in {store.root}; there are: {', '.join(tasks) or 'none yet'}.")
