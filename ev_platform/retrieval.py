@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from ev_platform.cluster import Spread, here
 from ev_platform.errors import UserError
 from ev_platform.prompting import passage_text
 from ev_platform.records import ChunkVector, to_frame
@@ -104,12 +105,13 @@ def embed_once(texts: Sequence[str]) -> np.ndarray:
     return np.stack([known[text] for text in texts]) if texts else embed(texts)
 
 
-def embed_chunks(chunks: pl.DataFrame, previous: pl.DataFrame | None = None) -> pl.DataFrame:
+def embed_chunks(chunks: pl.DataFrame, previous: pl.DataFrame | None = None, spread: Spread = here) -> pl.DataFrame:
     """Embed the passages of a `chunks` table, each once.
 
     Args:
         chunks: The table.
         previous: An earlier `chunk_vectors`; what it holds is not embedded again.
+        spread: Which machines embed.
 
     Returns:
         The table `chunk_vectors`, one row for each distinct passage, in the chunks' order.
@@ -120,12 +122,20 @@ def embed_chunks(chunks: pl.DataFrame, previous: pl.DataFrame | None = None) -> 
         known = previous.filter(pl.col("embedder") == EMBEDDER).cast(known.schema)
     had = set(known["passage_id"])
     new = [passage_id for passage_id in passages if passage_id not in had]
-    vectors = embed([passages[passage_id] for passage_id in new]).tolist()
-    added = [ChunkVector(passage_id, EMBEDDER, vector) for passage_id, vector in zip(new, vectors, strict=True)]
-    rows = pl.concat([known, to_frame("chunk_vectors", added)])
+    asked = pl.DataFrame({"passage_id": new, "passage": [passages[passage_id] for passage_id in new]})
+    rows = pl.concat([known, spread(_with_vectors, asked)]) if new else known
     return pl.DataFrame({"passage_id": list(passages)}, schema={"passage_id": pl.String}).join(
         rows, on="passage_id", how="left", maintain_order="left"
     )
+
+
+def _with_vectors(asked: pl.DataFrame) -> pl.DataFrame:
+    vectors = embed(asked["passage"].to_list()).tolist()
+    rows = [
+        ChunkVector(passage_id, EMBEDDER, vector)
+        for passage_id, vector in zip(asked["passage_id"], vectors, strict=True)
+    ]
+    return to_frame("chunk_vectors", rows)
 
 
 def _passages(chunks: pl.DataFrame) -> list[str]:

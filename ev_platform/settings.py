@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ev_platform.cluster import Spread, here, on_ray
 from ev_platform.serving.config import ServingConfig
 
 
@@ -28,7 +29,10 @@ class Settings(BaseSettings):
         tasks_dir: Folder of task folders; each becomes a partition beside the embedded example.
         user_agent: Sent with every request of the crawler.
         workers: Processes that read pages and PDFs; by default one for each processor.
-        train_workers: Workers that share the batches of a training run; 1 trains in this process, without Ray.
+        engine: `local`, or `ray`: documents are read and embedded, and models trained, on the cluster that RAY_ADDRESS
+            names, or on a Ray of this machine's own.
+        train_workers: Workers that share the batches of a training run; 1 trains in this process, unless `engine` is
+            `ray`.
         wandb_api_key: Weights & Biases key; without one, runs are tracked offline below `data_dir`.
         anthropic_api_key: Key of the `anthropic` teacher.
         anthropic_base_url: Of its API; the provider's own where None.
@@ -63,6 +67,7 @@ class Settings(BaseSettings):
     tasks_dir: Path = Path("tasks")
     user_agent: str = "ev-platform/0.1 (research crawler; set EV_USER_AGENT to name yourself)"
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    engine: Literal["local", "ray"] = "local"
     train_workers: int = Field(default=1, ge=1)
     wandb_api_key: SecretStr | None = Field(default=None, validation_alias="WANDB_API_KEY")
     anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
@@ -98,6 +103,11 @@ class Settings(BaseSettings):
             max_batch=self.max_batch,
             engine_url=self.engine_url,
         )
+
+    @property
+    def spread(self) -> Spread:
+        """What spreads work on the rows of a table."""
+        return on_ray if self.engine == "ray" else here
 
     @property
     def data_root(self) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import polars as pl
 
+from ev_platform.cluster import Spread, here
 from ev_platform.corpus.boilerplate import strip_boilerplate
 from ev_platform.corpus.duplicates import similar_pairs
 from ev_platform.corpus.language import UNSURE_BELOW
@@ -26,6 +28,7 @@ def clean_documents(
     description: str,
     config: CorpusConfig,
     previous: Sequence[pl.DataFrame] = (),
+    spread: Spread = here,
 ) -> dict[str, pl.DataFrame]:
     """Split documents into those that are kept and those that are dropped.
 
@@ -40,6 +43,7 @@ def clean_documents(
         config: Thresholds.
         previous: Tables that this same code made with the same description; a page whose relevance stands in one of
             them is not measured again.
+        spread: Which machines measure relevance, nearly all of the work; duplicates are found in this process.
 
     Returns:
         The tables `clean_documents` and `dropped_documents`; their rows add up to the input's.
@@ -80,7 +84,9 @@ def clean_documents(
         row["relevance"] = known.get((row["url"], row["title"], row["text"]))
     judged = [row for row in kept if row["kind"] != "text"]
     new = [row for row in judged if row["relevance"] is None]
-    for row, relevance in zip(new, relevances(new, description), strict=True):
+    asked = pl.DataFrame(new, schema={"title": pl.String, "text": pl.String})
+    measured = spread(partial(_with_relevance, description=description), asked)["relevance"] if new else []
+    for row, relevance in zip(new, measured, strict=True):
         row["relevance"] = relevance
     for row in [row for row in judged if row["relevance"] < config.min_relevance]:
         drop(row, "off_topic", f"relevance {row['relevance']:.3f} < {config.min_relevance}")
@@ -114,6 +120,10 @@ def clean_documents(
         "clean_documents": to_frame("clean_documents", clean),
         "dropped_documents": to_frame("dropped_documents", dropped),
     }
+
+
+def _with_relevance(pages: pl.DataFrame, description: str) -> pl.DataFrame:
+    return pl.DataFrame({"relevance": relevances(pages.to_dicts(), description)})
 
 
 def _is_unsure(row: dict[str, Any]) -> bool:

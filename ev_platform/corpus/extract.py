@@ -6,6 +6,7 @@ How a web page or a PDF is read does not belong here (`html`, `pdf`), nor how pr
 from __future__ import annotations
 
 import logging
+from functools import partial
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 import polars as pl
 from tqdm import tqdm
 
+from ev_platform.cluster import Spread, here
 from ev_platform.corpus.extracted import Extracted, UnusableError
 from ev_platform.corpus.html import read_html
 from ev_platform.corpus.language import detect_language
@@ -22,7 +24,7 @@ from ev_platform.corpus.pdf_pages import Block, read_pages
 from ev_platform.corpus.privacy import mask_personal_data
 from ev_platform.corpus.text import read_text
 from ev_platform.corpus.workers import Call, Job, run_jobs, worker_pool
-from ev_platform.records import Document, schema_of, to_frame
+from ev_platform.records import Document, to_frame
 from ev_platform.storage import Store, short_id
 
 # The first three may be the machine's hour and not the file's fault; the others are of a body that was not read.
@@ -41,12 +43,13 @@ def extract_documents(
     workers: int = 1,
     timeout_s: float = 60.0,
     max_pdf_pages: int = 2000,
+    spread: Spread = here,
 ) -> pl.DataFrame:
     """Extract one document from each fetched body.
 
     Files are read in processes of their own, which start with the first file that must be read: a file that hangs,
     crashes or eats memory costs its own row and nothing else. Short texts of the task's own are read in this process.
-    The rows do not depend on the number of workers.
+    The rows do not depend on the number of workers, nor on the machines that they are on.
 
     Args:
         bodies: Rows of `raw_pages`, `raw_pdfs` and `raw_texts`.
@@ -55,6 +58,7 @@ def extract_documents(
         workers: Processes.
         timeout_s: Longest time for a page, or for `PAGES_PER_CALL` pages of a PDF.
         max_pdf_pages: A longer PDF is set aside.
+        spread: Which machines read what must be read.
 
     Returns:
         One `documents` row for each body, ordered by `url`; rows without text carry a `drop_reason`.
@@ -62,16 +66,31 @@ def extract_documents(
     done: dict[tuple[str, str | None], dict[str, Any]] = {}
     if previous is not None:
         done = {(row["fetched_url"], row["content_sha256"]): row for row in previous.iter_rows(named=True)}
-    store.bring(bodies.filter(pl.col("drop_reason").is_null())["path"].drop_nulls())
+    bodies = bodies.sort("url", maintain_order=True)
     rows: dict[int, Document] = {}
-    unread: dict[int, dict[str, Any]] = {}
-    for n, body in enumerate(bodies.sort("url", maintain_order=True).iter_rows(named=True)):
+    unread: list[int] = []
+    for n, body in enumerate(bodies.iter_rows(named=True)):
         known = done.get((body["url"], body["content_sha256"]))
         if body["drop_reason"] or not body["path"]:
             rows[n] = _document(body, UnusableError(body["drop_reason"], body["drop_detail"]))
         elif known is not None and known["drop_reason"] not in READ_AGAIN:
             rows[n] = _again(known, body)
-        elif body["kind"] == "text" and body["n_bytes"] <= MAX_BYTES_HERE:
+        else:
+            unread.append(n)
+    read = partial(_read, store=store, workers=workers, timeout_s=timeout_s, max_pdf_pages=max_pdf_pages)
+    fresh = spread(read, bodies[unread]) if unread else to_frame("documents", [])
+    numbered = [to_frame("documents", rows.values()).with_columns(n=pl.Series(rows.keys(), dtype=pl.Int64))]
+    numbered.append(fresh.with_columns(n=pl.Series(unread, dtype=pl.Int64)))
+    return pl.concat(numbered).sort("n").drop("n")
+
+
+def _read(bodies: pl.DataFrame, store: Store, workers: int, timeout_s: float, max_pdf_pages: int) -> pl.DataFrame:
+    """Return the documents of bodies, in their order."""
+    store.bring(bodies["path"])
+    rows: dict[int, Document] = {}
+    unread: dict[int, dict[str, Any]] = {}
+    for n, body in enumerate(bodies.iter_rows(named=True)):
+        if body["kind"] == "text" and body["n_bytes"] <= MAX_BYTES_HERE:
             rows[n] = _document(body, _read_here(store.root / body["path"]))
         else:
             unread[n] = body
@@ -80,8 +99,6 @@ def extract_documents(
         results = run_jobs(jobs, pool, workers)
         for n, got in tqdm(results, total=len(unread), desc="extract", unit="doc", disable=None if unread else True):
             rows[n] = _document(unread[n], got)
-    if not rows:
-        return pl.DataFrame(schema=schema_of("documents"))
     return to_frame("documents", [rows[n] for n in sorted(rows)])
 
 

@@ -56,6 +56,7 @@ def documents(
                 workers=get_settings().workers,
                 timeout_s=limits.extract_timeout_s,
                 max_pdf_pages=limits.max_pdf_pages,
+                spread=get_settings().spread,
             )
         },
     )
@@ -89,7 +90,9 @@ def clean(context: dg.AssetExecutionContext, store: StoreResource, documents: Ta
         inputs={"documents": documents},
         config={"description": task.description, **task.config.corpus.model_dump(mode="json")},
         code=CODE,
-        compute=lambda: corpus.clean_documents(documents.frame, task.description, task.config.corpus, known),
+        compute=lambda: corpus.clean_documents(
+            documents.frame, task.description, task.config.corpus, known, get_settings().spread
+        ),
     )
 
 
@@ -135,7 +138,11 @@ def chunk_vectors(
         inputs={"chunks": chunks},
         config={},
         code=VECTORS_CODE,
-        compute=lambda: {"chunk_vectors": retrieval.embed_chunks(chunks.frame, opened.read("chunk_vectors", task))},
+        compute=lambda: {
+            "chunk_vectors": retrieval.embed_chunks(
+                chunks.frame, opened.read("chunk_vectors", task), get_settings().spread
+            )
+        },
     )
 
 

@@ -8,20 +8,18 @@ What does not belong here: the training loop and what it saves (`loop`, `checkpo
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import os
-import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ev_platform.cluster import connected, last_line
 from ev_platform.errors import UserError
 from ev_platform.training.loop import Job, Result
 
@@ -60,7 +58,7 @@ def train_distributed(job: Job, n_workers: int) -> Result:
             f"A batch_size of {size} cannot be shared equally by {n_workers} workers: set EV_TRAIN_WORKERS to a "
             "divisor of it, or change batch_size in the recipe."
         )
-    with _connected(n_workers) as resources:
+    with connected(n_workers) as resources:
         return _run(job, n_workers, resources)
 
 
@@ -93,7 +91,7 @@ def _run(job: Job, n_workers: int, resources: dict[str, float]) -> Result:
         except ray_train.ControllerError as error:
             raise UserError(
                 f"Ray found no room for {n_workers} workers with {resources} each in {_START_MINUTES} minutes: lower "
-                f"EV_TRAIN_WORKERS or add machines ({_last_line(error.controller_failure)})."
+                f"EV_TRAIN_WORKERS or add machines ({last_line(error.controller_failure)})."
             ) from error
         except ray_train.WorkerGroupError as error:
             failures = error.worker_failures
@@ -101,18 +99,13 @@ def _run(job: Job, n_workers: int, resources: dict[str, float]) -> Result:
             if told is not None:
                 raise UserError(str(told)) from error
             if attempt == _ATTEMPTS:
-                reasons = "; ".join(f"worker {rank}: {_last_line(failure)}" for rank, failure in failures.items())
+                reasons = "; ".join(f"worker {rank}: {last_line(failure)}" for rank, failure in failures.items())
                 raise UserError(
                     f"Training on {n_workers} workers failed {_ATTEMPTS} times, at last with {reasons}; run it again "
                     "to go on from its last checkpoint, or in one process with EV_TRAIN_WORKERS=1."
                 ) from error
             logging.getLogger(__name__).warning("Attempt %d failed, the next goes on from its checkpoint.", attempt)
     raise AssertionError("the last attempt returns or raises")
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' if lines else ''}{lines[-1].rstrip('.') if lines else ''}"
 
 
 def _work(config: dict[str, Any]) -> Result | None:
@@ -177,50 +170,3 @@ class _Follower:
         for line in lines[self._n_told :]:
             self._log(*json.loads(line))
         self._n_told = max(self._n_told, len(lines))
-
-
-@contextlib.contextmanager
-def _connected(n_workers: int) -> Iterator[dict[str, float]]:
-    """Connect to the cluster that `RAY_ADDRESS` names, or start Ray here; yield the resources of one worker."""
-    is_local = not os.environ.get("RAY_ADDRESS")
-    # All are read when Ray is imported, or inherited by what it starts.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_TRAIN_METRICS_ENABLED"] = "0"
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    if is_local:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # elsewhere too: Ray then listens on loopback only
-    try:
-        import ray
-        import ray.train.torch
-    except ImportError as error:
-        raise UserError(
-            f"EV_TRAIN_WORKERS is {n_workers}, but Ray Train is not installed ({error}): pip install "
-            "'ev-platform[cluster]', or set EV_TRAIN_WORKERS=1."
-        ) from error
-
-    # A path of Ray's sockets must stay short: see serving.run. TMPDIR may be long, as on macOS.
-    folder = tempfile.mkdtemp(prefix="ev-", dir=f"{os.sep}tmp") if is_local else None
-    in_main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    n_cpus = max(os.cpu_count() or 1, n_workers)  # Ray counts CPUs, it does not measure them
-    if is_local:
-        options |= {"address": "local", "num_cpus": n_cpus, "include_dashboard": False, "_temp_dir": folder}
-    try:
-        try:
-            ray.init(**options)
-        except (ConnectionError, RuntimeError) as error:
-            where = "start Ray on this machine" if is_local else f"reach the cluster at {os.environ['RAY_ADDRESS']}"
-            raise UserError(f"Could not {where} ({_last_line(error)}): check it, or set EV_TRAIN_WORKERS=1.") from error
-        if callable(handlers.get(signal.SIGTERM)):
-            signal.signal(signal.SIGTERM, handlers[signal.SIGTERM])  # Ray has taken it over, and SIGINT in fit()
-        if ray.cluster_resources().get("GPU", 0) >= n_workers:
-            yield {"CPU": 1, "GPU": 1}
-        else:
-            yield {"CPU": n_cpus // n_workers if is_local else 1}
-    finally:
-        ray.shutdown()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)

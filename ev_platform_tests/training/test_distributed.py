@@ -106,7 +106,7 @@ def test_batch_that_workers_cannot_share_equally_is_told_before_anything_starts(
 
 def test_missing_ray_is_told_with_the_extra_to_install(job, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"Ray Train is not installed .* pip install 'ev-platform\[cluster\]'"):
+    with pytest.raises(UserError, match=r"Ray Data or Ray Train is not installed .* pip install 'ev-platform\[cluster\]'"):
         distributed.train_distributed(job, 2)
 
 
