@@ -1,6 +1,7 @@
 """The gateway's calls to replicas, without Ray's processes: what is asked again, and how often."""
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from ev_platform.serving import app
 from ev_platform.serving.app import RayBackend
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.exchange import Ask
+from ev_platform.serving.preparing import prepare
 from ev_platform.serving.schemas import ApiError
 from ev_platform.serving.worker import Worker
 from ev_platform_tests.serving.fakes import FakeEngine, fake_release
@@ -218,6 +220,17 @@ async def test_version_that_no_replica_has_is_refused(way, known, n_calls):
     with pytest.raises(ApiError, match="not served here"):
         await one_way(backend_of(handle), way)
     assert handle.answer.n_calls + handle.stream.n_calls == n_calls
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_refused"),
+    [({"temperature": 1.0}, False), ({"seed": 1}, False), ({"temperature": 1.0, "seed": 0}, True)],
+)
+async def test_seed_that_the_engine_cannot_follow_is_refused(fields, is_refused):
+    engine = CTranslate2Engine.__new__(CTranslate2Engine)
+    engine.window, engine.render, engine.count_tokens = 100, lambda _: "prompt", len
+    with pytest.raises(ApiError, match="cannot repeat a sample") if is_refused else contextlib.nullcontext():
+        prepare(fake_release(engine=engine), Ask("req-1", "Which plug?", **fields), 5, 0.0)
 
 
 async def test_torch_has_one_thread_beside_ctranslate2_after_every_load():

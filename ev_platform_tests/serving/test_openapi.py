@@ -146,7 +146,7 @@ def explore(server, folder, scopes, *options):
 
 def test_schemathesis_finds_neither_a_fault_nor_a_status_that_is_not_described(server, tmp_path):
     report = explore(server, tmp_path, ("admin",), "--phases", "examples,coverage")
-    assert "Tested: 9" in report
+    assert "Tested: 10" in report
 
 
 @pytest.mark.slow
