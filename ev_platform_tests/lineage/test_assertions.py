@@ -144,7 +144,7 @@ PLANTED = {
 
 @pytest.fixture(scope="module")
 def failing():
-    """Return a function that runs an assertion over tables with these rows of the task `cars`, and the models on them."""
+    """Return a function that runs an assertion over tables with these rows of the task `cars` and the models."""
     with duckdb.connect(":memory:") as connection:
         for table, columns in built_in().items():
             declared = ", ".join(f'"{column}" {kind}' for column, kind in columns.items())

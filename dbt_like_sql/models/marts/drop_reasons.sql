@@ -1,12 +1,4 @@
 -- What was set aside, at which stage and why.
-WITH bodies AS (
-    FROM raw_pages UNION ALL BY NAME FROM raw_pdfs UNION ALL BY NAME FROM raw_texts
-)
-SELECT task, 'bodies' AS stage, drop_reason AS reason, count(*) AS n
-FROM bodies
-WHERE drop_reason IS NOT NULL
-GROUP BY ALL
-UNION ALL
 SELECT task, 'documents' AS stage, drop_reason AS reason, count(*) AS n
 FROM dropped_documents
 GROUP BY ALL
