@@ -5,6 +5,7 @@ What does not belong here: the flow itself (`flows`), and the graph (`defs`).
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Annotated
 
@@ -60,6 +61,7 @@ def schedule(
 
     Example: `ev-platform schedule --task ev_charging --cron "0 4 * * 1" --timezone Europe/Berlin`
     """
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")  # a service tells what it does, to its log and to the UI
     quiet()
     from ev_platform.flows.weekly import serve_weekly
 
