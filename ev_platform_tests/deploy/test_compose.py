@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from ev_platform.storage import Store
 from ev_platform_tests.deploy.services import COMPOSE, DEPLOY, VARIABLE, filled, ours, services
 from ev_platform_tests.serving import versions
 from ev_platform_tests.serving.test_run import free_port
+from ev_platform_tests.test_postgres import postgres, rows  # noqa: F401 - a fixture
 
 BIN = Path(sys.executable).parent
 HEALTHY_WITHIN_S = 240
@@ -94,19 +96,23 @@ def test_prometheus_reads_the_same_rules_with_the_key_of_its_secret():
 class Machine:
     """Runs services as processes: their folders below one of the test, each port a free one, hosts this machine."""
 
-    def __init__(self, root):
-        self.root = root
+    def __init__(self, root, database):
+        self.root, self.database = root, database
         self.ports = {port: str(free_port()) for port in ("3000", "4200", "8000", "8080")}
         self.processes = {}
 
     def here(self, text):
         text = re.sub(r"\b(prefect-server|dagster-webserver)(?=:\d)|\b0\.0\.0\.0\b", "127.0.0.1", text)
         text = re.sub(r"\b(3000|4200|8000|8080)\b", lambda match: self.ports[match[1]], text)
+        text = text.replace("postgres:5432", str(self.database))
         return re.sub(r"^/(data|tasks)\b", rf"{self.root}/\1", text)
 
     def environment(self, service):
-        # SQLite in the place of Postgres: both keep their state below /data then.
-        own = {name: self.here(value) for name, value in service["environment"].items() if "postgres" not in value}
+        # Without a Postgres here, SQLite takes its place: both keep their state below /data then.
+        given = {
+            name: value for name, value in service["environment"].items() if self.database or "postgres" not in value
+        }
+        own = {name: self.here(value) for name, value in given.items()}
         kept = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
         return (
             kept
@@ -160,6 +166,14 @@ class Machine:
             process.wait()
 
 
+@pytest.fixture
+def database(request):
+    """Return the address of a Postgres, or None where there is none on this machine."""
+    if not (shutil.which("initdb") and shutil.which("psql")):
+        return None
+    return request.getfixturevalue("postgres")
+
+
 def in_order(given):
     """Return services so that each comes after those it waits for."""
     names = []
@@ -176,14 +190,14 @@ def in_order(given):
 
 @pytest.mark.slow  # a minute or two: six servers start
 @pytest.mark.timeout(1200)
-def test_commands_of_our_services_run_as_processes_and_their_health_checks_pass(tmp_path):
+def test_commands_of_our_services_run_as_processes_and_their_health_checks_pass(tmp_path, database):
     given = ours(EV_MODEL=versions.TASK, EV_TASK=versions.TASK)
     data = tmp_path / "data" / "ev"
     versions.write_task(tmp_path / "tasks")
     versions.register(Store(data), tmp_path / "scratch", 1)
     versions.point(data, versions.TASK, champion=f"{versions.TASK}@1")
     key = create_key(data, "tests", limits=UNLIMITED)
-    with Machine(tmp_path) as machine:
+    with Machine(tmp_path, database) as machine:
         for name in in_order(given):
             machine.start(name, given[name])
             print(f"\n{name}: healthy after {machine.wait(name, given[name]):.0f} s")
@@ -195,7 +209,7 @@ def test_commands_of_our_services_run_as_processes_and_their_health_checks_pass(
 
         query = {"query": "{ assetNodes { id } instance { daemonHealth { allDaemonStatuses { healthy required } } } }"}
         told = httpx.post(machine.here("http://127.0.0.1:3000/graphql"), json=query, timeout=60).json()["data"]
-        assert len(told["assetNodes"]) > 40
+        assert len(told["assetNodes"]) > 40, machine.said("dagster-webserver")
         daemons = told["instance"]["daemonHealth"]["allDaemonStatuses"]
         assert all(daemon["healthy"] for daemon in daemons if daemon["required"])
 
@@ -204,6 +218,9 @@ def test_commands_of_our_services_run_as_processes_and_their_health_checks_pass(
         (schedule,) = deployment["schedules"]
         assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 4 * * 1", "UTC")
 
+        if database:
+            assert rows(f"{database}/prefect", "SELECT name FROM deployment") == [deployment["name"]]
+            assert "QUEUED_RUN_COORDINATOR" in rows(f"{database}/dagster", "SELECT daemon_type FROM daemon_heartbeats")
         for name in reversed(in_order(given)):
             if given[name]["restart"] != "no":
                 took = machine.stop(name)
