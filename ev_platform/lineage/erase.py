@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,16 +25,14 @@ import polars as pl
 from ev_platform.errors import UserError
 from ev_platform.lineage.dependants import BODIES, MASK, Ids, every, redact
 from ev_platform.lineage.quotes import WEIGHTS, Quotes
+from ev_platform.lineage.served import mask_served, parquet_bytes, replace_lines
 from ev_platform.lineage.takedown import Plan, TaskPlan, stored_tasks
 from ev_platform.records import SERVED, TABLES, schema_of
-from ev_platform.serving.segments import Segments
 from ev_platform.storage import Store, frame_fingerprint, write_atomic
 from ev_platform.teachers.ledger import Ledger, ledger_path
 
 # Weights under way, and weights kept for other seeds and recipes: none of them says what it was trained on.
 _HALF_TRAINED = ("checkpoints", "seeds", "sweeps")
-_WORDS_SERVED = ("question", "answer", "correction", "comment")
-_HASHES_SERVED = ("question_hash", "answer_hash")
 
 
 @dataclass
@@ -89,7 +86,8 @@ def erase(store: Store, made: Plan, *, apply: bool, progress: Callable[[str], No
         _blobs(store, task, it.ids, done, apply)
         _weights_and_files(store, task, it, done, apply)
     progress("requests and feedback")
-    _served(store, made, quotes, done, apply)
+    chunks = {chunk for it in made.tasks.values() for chunk in it.ids.chunks}
+    mask_served(store.root, chunks, quotes, done.add, apply=apply)
     progress("the ledger of the teachers")
     _ledger(store, made, quotes, done, apply)
     for file in _other_files(store):
@@ -140,7 +138,7 @@ def _tables(store: Store, takedown_id: str, task: str, ids: Ids, quotes: Quotes,
             write_atomic(file.with_suffix(".json"), json.dumps(asdict(after), indent=1).encode())
             if rows.n_removed or rows.n_masked:
                 frame = rows.frame.select(pl.lit(task).alias("task"), pl.all())
-                write_atomic(file, _parquet(frame), file.stat().st_mode & 0o777)
+                write_atomic(file, parquet_bytes(frame), file.stat().st_mode & 0o777)
 
 
 def _without(value: Any, quotes: Quotes) -> Any:
@@ -157,12 +155,6 @@ def _as_declared(table: str, frame: pl.DataFrame) -> pl.DataFrame:
         pl.col(name) if name in frame.columns else pl.lit(None, dtype).alias(name)
         for name, dtype in schema_of(table).items()
     )
-
-
-def _parquet(frame: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 def _named_blobs(store: Store) -> set[str]:
@@ -188,84 +180,6 @@ def _blobs(store: Store, task: str, ids: Ids, done: Erasure, apply: bool) -> Non
             done.add(task, "blobs", 1)
             if apply:
                 (store.root / path).unlink()
-
-
-# ---- what was served ----
-
-
-def _served(store: Store, made: Plan, quotes: Quotes, done: Erasure, apply: bool) -> None:
-    chunks = {chunk for it in made.tasks.values() for chunk in it.ids.chunks}
-    asked: set[tuple[str, str]] = set()  # what was said of a masked request is masked as well
-    for table in SERVED:
-        segments = Segments(store.root, table)
-        with segments.upkeep() as is_mine:
-            if not is_mine and apply:
-                raise UserError(
-                    "A server is putting the log of requests in order just now: run the same command again in a minute."
-                )
-            # Journals first: one that is rolled meanwhile is rolled without the words.
-            for journal in segments.journals():
-                _lines(journal, lambda line, t=table: _masked_line(line, t, chunks, asked, quotes, done), apply)
-            for day in segments.days():
-                for file in segments.parquet(day):
-                    frame = pl.read_parquet(file, hive_partitioning=False)
-                    meant = pl.Series(
-                        [_is_meant(row, chunks, asked, quotes) for row in frame.iter_rows(named=True)], dtype=pl.Boolean
-                    )
-                    if meant.any():
-                        for (task,), rows in frame.filter(meant).group_by("task"):
-                            done.add(str(task), table, n_masked=rows.height)
-                        if apply:
-                            write_atomic(file, _parquet(_masked(frame, meant)), file.stat().st_mode & 0o777)
-
-
-def _is_meant(row: dict, chunks: set[str], asked: set[tuple[str, str]], quotes: Quotes) -> bool:
-    """Return whether a row of what was served cites or quotes what is taken down, and still has words."""
-    words = [row[name] for name in _WORDS_SERVED if row.get(name)]
-    cites = not chunks.isdisjoint(row["chunk_ids"] or []) or (row["request_id"], row["key_id"]) in asked
-    if not (cites or any(quotes.are_in(text) for text in words)):
-        return False
-    asked.add((row["request_id"], row["key_id"]))
-    return any(text != MASK for text in words)
-
-
-def _masked(frame: pl.DataFrame, meant: pl.Series) -> pl.DataFrame:
-    words = [name for name in _WORDS_SERVED if name in frame.columns]
-    hashes = [name for name in _HASHES_SERVED if name in frame.columns]
-    return frame.with_columns(
-        *(pl.when(meant & frame[n].is_not_null()).then(pl.lit(MASK)).otherwise(pl.col(n)).alias(n) for n in words),
-        *(pl.when(meant).then(None).otherwise(pl.col(n)).alias(n) for n in hashes),
-    )
-
-
-def _masked_line(
-    line: bytes, table: str, chunks: set[str], asked: set[tuple[str, str]], quotes: Quotes, done: Erasure
-) -> bytes | None:
-    try:
-        row = json.loads(line)
-        if not _is_meant(row, chunks, asked, quotes):
-            return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # half a line, that its process is writing or never finished
-    done.add(str(row["task"]), table, n_masked=1)
-    changed = {name: MASK for name in _WORDS_SERVED if row.get(name)} | dict.fromkeys(set(_HASHES_SERVED) & set(row))
-    text = json.dumps(row | changed, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace")
-
-
-def _lines(file: Path, change: Callable[[bytes], bytes | None], apply: bool) -> None:
-    """Replace lines of a file by no longer ones, filled up with blanks: whoever appends to it goes on doing so."""
-    offset = 0
-    with file.open("r+b" if apply else "rb") as opened:
-        for line in opened.read().splitlines(keepends=True):
-            bare = line.rstrip(b"\r\n")
-            new = change(bare)
-            if new is not None and apply:
-                fitting = new if len(new) <= len(bare) else MASK.encode()[: len(bare)]
-                os.pwrite(opened.fileno(), fitting.ljust(len(bare)), offset)
-            offset += len(line)
-        if apply:
-            os.fsync(opened.fileno())
 
 
 # ---- teachers ----
@@ -339,7 +253,9 @@ def _other_file(store: Store, file: Path, made: Plan, quotes: Quotes, done: Eras
             shutil.rmtree(run) if run.is_dir() else run.unlink()
     elif file.suffix in (".log", ".jsonl", ".txt", ".out", ".err"):
         done.add(task, "logs", n_masked=1)
-        _lines(file, lambda line: MASK.encode() if quotes.are_in(line.decode("utf-8", "ignore")) else None, apply)
+        replace_lines(
+            file, lambda line: MASK.encode() if quotes.are_in(line.decode("utf-8", "ignore")) else None, apply=apply
+        )
 
 
 def _sheet(file: Path, quotes: Quotes, apply: bool) -> None:

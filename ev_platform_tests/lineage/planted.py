@@ -112,7 +112,7 @@ def plant(root: Path, *, copy: bool = False) -> Store:
         publish(store, "qa_candidates", *examples, config=config)
         publish(store, "examples", *examples)
         trained = publish(store, "training_set", *dataset, beside)
-    publish(store, "training_set", dataset[1])
+    newest = publish(store, "training_set", dataset[1])
     publish(store, "generation_log", {"source_id": CHUNK, "call_id": call.call_id}, {"source_id": KEPT_CHUNK})
     publish(store, "coverage", {"source_id": CHUNK, "document_id": DOC, "heading_path": SENTENCES[1]})
     publish(store, "teacher_calls", {"call_id": call.call_id, "detail": SENTENCES[0]})
@@ -131,22 +131,17 @@ def plant(root: Path, *, copy: bool = False) -> Store:
         model
         | {
             "model_version": "tiny@2",
-            "training_set_version": store.current("training_set", TASK).version,
+            "training_set_version": newest.version,
             "adapter_id": "a2",
         },
     )
     write_aliases(store, TASK, {"champion": "tiny@1"})
-    for journal, rows in (
-        (
-            "requests",
-            [served("req_1", chunk_ids=[CHUNK], answer=SENTENCES[1]), served("req_2", chunk_ids=[KEPT_CHUNK])],
-        ),
-        ("feedback", [judged("fb_1", request_id="req_1", comment=f"wrong: {SENTENCES[0]}", chunk_ids=[])]),
-    ):
-        written = Journal(root, journal)
-        for each in rows:
-            written.add(each)
-        written.close()
+    requests, feedback = Journal(root, "requests"), Journal(root, "feedback")
+    requests.add(served("req_1", chunk_ids=[CHUNK], answer=SENTENCES[1]))
+    requests.add(served("req_2", chunk_ids=[KEPT_CHUNK]))
+    feedback.add(judged("fb_1", request_id="req_1", comment=f"wrong: {SENTENCES[0]}", chunk_ids=[]))
+    requests.close()
+    feedback.close()
     for name, text in (
         (f"reports/{TASK}.html", f"<p>{page}</p>"),
         (f"reports/{TASK}_judgements.csv", f'question,better\n"{SENTENCES[1]}",A\nkept,B\n'),
