@@ -9,12 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import duckdb
 import pytest
 
+from ev_platform import records
+from ev_platform.collect.bodies import blank_row
 from ev_platform.errors import UserError
 from ev_platform.lineage.catalogue import show_query
+from ev_platform.lineage.trace import trace
 from ev_platform.registry import locked, read_aliases
 from ev_platform.registry.promotion import rollback, settle
 from ev_platform.remote import MovedError, Remote, one_view
 from ev_platform.storage import Store
+from ev_platform.tasks import Sources
 from ev_platform_tests.object_store import s3_server
 from ev_platform_tests.registry.registered import PlainStore, add_version, conclude, gate
 
@@ -308,3 +312,10 @@ def test_of_two_machines_that_decide_at_once_one_wins_and_the_other_sees_what_wa
     for store in machines:
         assert store.read("promotions", "tiny")["decided_by"].to_list() == ["gate", "gate", "one"]
         assert read_aliases(store, "tiny") == {"candidate": "tiny@2", "champion": "tiny@1"}
+
+
+def test_trace_on_another_machine_follows_what_the_first_published(machines):
+    one, two = machines
+    row = blank_row("https://a.example/page", "web", Sources())
+    one.publish("raw_pages", "cars", records.to_frame("raw_pages", [row]))
+    assert [found.task for found in trace(two, "https://a.example/page")] == ["cars"]
