@@ -87,10 +87,9 @@ def test_asset_is_materialized_in_the_ui_and_shows_its_plot_without_a_network(ui
         page.keyboard.press("Escape")
         page.get_by_role("button", name="Launch 1 run").click()
         page.get_by_text("Launched run").wait_for()
-
-        page.goto(f"{ui}/runs")
-        run = page.locator("tr").filter(has=page.get_by_text("documents", exact=True))
-        expect(run.get_by_text("Success", exact=True)).to_be_visible()
+        page.get_by_text("View", exact=True).locator("visible=true").last.click()
+        page.wait_for_url("**/runs/*")
+        expect(page.get_by_text("Success", exact=True).locator("visible=true").first).to_be_visible()
         n_rows = workspace.read("documents").height
         assert n_rows == len(workspace.read("raw_pages"))
 
