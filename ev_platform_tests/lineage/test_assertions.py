@@ -111,10 +111,11 @@ SOUND = {
     "examples": [EXAMPLE],
     "training_set": [ROW],
     "benchmark": [ROW | {"cluster_id": "doc_2"}],
-    "registered_model": [VERSION],
+    "registered_model": [VERSION, VERSION | {"model_version": "cars@2", "chunks_fingerprint": "f8"}],
+    "takedowns": [{"trained_versions": ["cars@2"], "holding_versions": []}],
     "materializations": MADE,
     "teacher_calls": [CALL],
-    "requests": [REQUEST],
+    "requests": [REQUEST, REQUEST | {"request_id": "req_2", "chunk_ids": ["chk_8"], "answer": "[taken down]"}],
     "promotions": [PROMOTED, PROMOTED | {"decision": "overridden", "failed_checks": ["latency"]}],
     "predictions": [PREDICTION],
     "dropped_documents": [
