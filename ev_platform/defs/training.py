@@ -26,7 +26,7 @@ from ev_platform.defs.stage import (
 from ev_platform.errors import UserError
 from ev_platform.registry.takedown import tainted_versions
 from ev_platform.settings import get_settings
-from ev_platform.storage import Record, code_version
+from ev_platform.storage import Record, code_version, fingerprint
 from ev_platform.tasks import Task
 from ev_platform.training import (
     artifacts,
@@ -125,7 +125,7 @@ def _rows_to_train_on(
     made = opened.current(table, task.name)
     if made is None or store.force or context.run.tags.get(FORCE_TAG) == "true":
         return current
-    is_made_so = made.code_version == CODE_TRAIN and made.config == config
+    is_made_so = made.code_version == CODE_TRAIN and fingerprint(made.config) == fingerprint(dict(config))
     if not is_made_so or made.inputs.get("base_model") != now["base_model"].fingerprint:
         return current
     change = change_since(opened, made, {name: now[name].record for name in ("training_set", "validation_set")})
