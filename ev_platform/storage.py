@@ -642,10 +642,10 @@ class Store:
         """Return the current Parquet file of every task, preceded by a zero-row file that fixes the schema."""
         folder = self.root / "tables" / table
         empty = folder / "schema.parquet"
-        wanted = pl.DataFrame(schema={"task": pl.String, **schema_of(table)})
-        if not empty.exists() or pl.read_parquet_schema(empty) != wanted.schema:
+        wanted = _stored_schema(table)
+        if not empty.exists() or pl.read_parquet_schema(empty) != wanted:
             with tempfile.TemporaryFile() as buffer:
-                wanted.write_parquet(buffer)
+                pl.DataFrame(schema=wanted).write_parquet(buffer)
                 buffer.seek(0)
                 write_atomic(empty, buffer.read())
         pointers = sorted(folder.glob("*/CURRENT"))
@@ -657,6 +657,11 @@ class Store:
         # A version counts once its record is written; a lone Parquet file is what a killed process left.
         records = sorted(folder.glob("*/*.json"))
         return [folder / "schema.parquet", *(record.with_suffix(".parquet") for record in records)]
+
+
+@cache
+def _stored_schema(table: str) -> pl.Schema:
+    return pl.Schema({"task": pl.String, **schema_of(table)})
 
 
 def _after_newest(folder: Path, time: datetime) -> datetime:

@@ -9,6 +9,7 @@ that a plain `duckdb` client can query at any moment (one DuckDB writer locks ev
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,15 @@ import duckdb
 
 from ev_platform.errors import UserError
 from ev_platform.lineage.models import load_models
-from ev_platform.lineage.schema import HISTORY, RECORD_COLUMNS, duckdb_type
+from ev_platform.lineage.schema import HISTORY, RECORD_COLUMNS, built_in, duckdb_type
 from ev_platform.records import SERVED, TABLES, schema_of
 from ev_platform.serving.segments import SEGMENT, Segments
+from ev_platform.storage import fingerprint
 
 if TYPE_CHECKING:
     from ev_platform.storage import Store
+
+_COMMENTS = "SELECT view_name, coalesce(comment, '') FROM duckdb_views() WHERE NOT internal"
 
 
 def _quote(text: str) -> str:
@@ -89,32 +93,58 @@ def _current(store: Store) -> dict[str, list[Path]]:
     return {table: store.current_files(table) for table in TABLES}
 
 
+def _views(store: Store, current: dict[str, list[Path]]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the query of every view, each after what it reads."""
+    for table in TABLES:
+        yield table, f"FROM {_parquet(current[table])}"
+        yield (
+            table + HISTORY,
+            "SELECT * EXCLUDE (filename), parse_filename(filename, true) AS version "
+            f"FROM {_parquet(store.all_files(table), 'filename = true')}",
+        )
+    yield "materializations", _materializations(store.root / "tables")
+    for table in SERVED:
+        yield table, _served(Segments(store.root, table))
+    for model in load_models():
+        yield model.name, model.sql
+
+
 def _write(store: Store, current: dict[str, list[Path]]) -> None:
     store.root.mkdir(parents=True, exist_ok=True)
     target = store.catalogue
+    # A published version changes two views of more than a hundred: the others are taken over. Each view's comment says
+    # of which query it was made; where columns or models have changed, all are made anew.
+    form = fingerprint([built_in(), [model.sql for model in load_models()]])
+    views = {name: (sql, fingerprint([form, sql])) for name, sql in _views(store, current)}
     with tempfile.TemporaryDirectory(dir=store.root, prefix=".tmp-catalogue-") as scratch:
         file = Path(scratch) / "ev.duckdb"
+        known = _copy_of(target, file)
         with duckdb.connect(":memory:") as connection:
             # A file in the older storage format is readable by DuckDB 1.4 clients as well as by 2.x.
             connection.execute(f"ATTACH {_quote(str(file))} AS built (STORAGE_VERSION 'v1.4.0')")
             connection.execute("USE built")
-            for table in TABLES:
-                connection.execute(f"CREATE VIEW {table} AS FROM {_parquet(current[table])}")
-                connection.execute(
-                    f"CREATE VIEW {table}{HISTORY} AS "
-                    "SELECT * EXCLUDE (filename), parse_filename(filename, true) AS version "
-                    f"FROM {_parquet(store.all_files(table), 'filename = true')}"
-                )
-            connection.execute(f"CREATE VIEW materializations AS {_materializations(store.root / 'tables')}")
-            for table in SERVED:
-                connection.execute(f"CREATE VIEW {table} AS {_served(Segments(store.root, table))}")
-            for model in load_models():
-                connection.execute(f"CREATE VIEW {model.name} AS {model.sql}")
+            for name in known.keys() - views.keys():
+                connection.execute(f'DROP VIEW "{name}"')
+            for name, (sql, digest) in views.items():
+                if known.get(name) != digest:
+                    connection.execute(f"CREATE OR REPLACE VIEW {name} AS {sql}")
+                    connection.execute(f"COMMENT ON VIEW {name} IS {_quote(digest)}")
             connection.execute("USE memory")
             connection.execute("DETACH built")
         file.chmod(0o444)
         target.with_name(target.name + ".wal").unlink(missing_ok=True)
         os.replace(file, target)  # noqa: PTH105 - the tests' fault injector watches this very call
+
+
+def _copy_of(target: Path, file: Path) -> dict[str, str]:
+    """Copy the catalogue, and return what its views were made of; nothing where there is none that can be read."""
+    try:
+        shutil.copyfile(target, file)
+        with duckdb.connect(str(file), read_only=True) as connection:
+            return dict(connection.execute(_COMMENTS).fetchall())
+    except (FileNotFoundError, duckdb.Error):
+        file.unlink(missing_ok=True)
+        return {}
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import pytest
 from ev_platform.lineage.catalogue import rows_of
 from ev_platform.lineage.models import load_models
 from ev_platform.records import TABLES, Metric, schema_of, to_frame
+from ev_platform.storage import Store
 
 
 def metrics(*values):
@@ -15,8 +16,9 @@ def columns(store, view):
     return [column for column, *_ in rows_of(store, f"DESCRIBE {view}", [])]
 
 
-@pytest.fixture
-def empty(store):
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("empty"))
     store.rebuild_catalogue()
     return store
 
@@ -52,6 +54,30 @@ def test_current_view_shows_the_last_version_and_the_history_all_of_them(store):
         (second.version, 0.75),
     ]
     assert rows_of(store, "SELECT version FROM eval_report_history WHERE task = 'trains'", []) == [(other.version,)]
+
+
+def test_catalogue_written_step_by_step_is_the_one_written_at_once(store):
+    def views():
+        return rows_of(store, "SELECT view_name, sql, comment FROM duckdb_views() WHERE NOT internal ORDER BY ALL", [])
+
+    store.publish("eval_report", "cars", metrics(0.25))
+    store.catalogue.chmod(0o644)
+    with duckdb.connect(str(store.catalogue)) as connection:  # as an older platform may have left it
+        connection.execute("CREATE VIEW gone AS SELECT 1")
+        connection.execute("CREATE OR REPLACE VIEW chunks AS SELECT 2")
+    store.publish("eval_report", "cars", metrics(0.5))
+    step_by_step = views()
+    store.catalogue.unlink()
+    store.rebuild_catalogue()
+    assert views() == step_by_step
+
+
+def test_unreadable_catalogue_is_written_anew(store):
+    store.publish("eval_report", "cars", metrics(0.25))
+    store.catalogue.unlink()
+    store.catalogue.write_bytes(b"no database")
+    store.publish("eval_report", "cars", metrics(0.5))
+    assert rows_of(store, "SELECT value FROM eval_report", []) == [(0.5,)]
 
 
 def test_history_leaves_out_a_parquet_file_that_a_killed_process_left(store):
