@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_client, task
@@ -23,6 +24,7 @@ from ev_platform.defs.jobs import STAGES
 from ev_platform.defs.run import RunFailedError, RunResult, assets_of, check_request, join_results, materialize
 from ev_platform.defs.submit import is_reachable, run_page, submit
 from ev_platform.errors import UserError
+from ev_platform.flows.alive import end_dead_flow_runs, marked
 from ev_platform.flows.lock import one_run
 from ev_platform.flows.notify import tell_of_failure
 from ev_platform.settings import get_settings
@@ -99,20 +101,28 @@ def materialize_graph(
     tasks = list(dict.fromkeys(tasks or ["ev_charging"]))
     check_request(defs, tasks, stages or ())
     wanted = [stage for stage in STAGES if stages is None or stage in stages]
+    data_root = get_settings().data_root
     done: dict[str, RunResult] = {}
     failed: dict[str, Exception] = {}
-    for name in tasks:
-        try:
-            with one_run(get_settings().data_root, name, say):
-                done[name] = join_results([_stage(name, stage, force, overrule) for stage in wanted])
-        except Exception as error:
-            if len(tasks) == 1:
-                raise
-            failed[name] = error
+    with marked(data_root, str(this_flow_run.id)):
+        _end_dead(data_root)
+        for name in tasks:
+            try:
+                with one_run(data_root, name, say):
+                    done[name] = join_results([_stage(name, stage, force, overrule) for stage in wanted])
+            except Exception as error:
+                if len(tasks) == 1:
+                    raise
+                failed[name] = error
     if failed:
         said = " ".join(f"{name}: {error}" for name, error in failed.items())
         raise UserError(f"{len(failed)} of {len(tasks)} tasks failed. {said}")
     return done
+
+
+def _end_dead(data_root: Path) -> None:
+    for run in end_dead_flow_runs(data_root):
+        tell_of_failure(materialize_graph, run, run.state)
 
 
 def _is_overtaken() -> bool:
@@ -182,6 +192,7 @@ def serve_weekly(tasks: list[str], cron: str, timezone: str) -> None:
             "No Prefect server is named: start one with `prefect server start`, then "
             "`export PREFECT_API_URL=http://127.0.0.1:4200/api`."
         )
+    _end_dead(get_settings().data_root)  # of a service that was killed with its run
     try:
         schedule = Cron(cron, timezone=timezone)
         materialize_graph.serve(
