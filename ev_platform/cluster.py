@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -49,6 +50,7 @@ def on_ray(function: RowFunction, frame: pl.DataFrame) -> pl.DataFrame:
         import ray.data
         from ray.exceptions import RayTaskError
 
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
@@ -62,9 +64,11 @@ def on_ray(function: RowFunction, frame: pl.DataFrame) -> pl.DataFrame:
                     done.append(pl.DataFrame(pl.from_arrow(batch)))
                     bar.update(batch.num_rows)
         except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from error
-            raise
+            # What a function raises arrives as the text of its traceback.
+            told = re.search(r"UserError: (.+)", str(error))
+            if told is None:
+                raise
+            raise UserError(told[1]) from error
         return pl.concat(done)
 
 
