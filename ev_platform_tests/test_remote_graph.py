@@ -10,18 +10,22 @@ import pytest
 from ev_platform.records import TABLES, stable_columns
 from ev_platform.registry import load_release, read_aliases
 from ev_platform.tasks import get_task
+from ev_platform_tests.object_store import s3_server
 from ev_platform_tests.test_graph import ASSETS, Workspace, forget_graph
 from ev_platform_tests.tiny import TEST, write_tiny_model, write_tiny_task
+
+BEFORE_TRAINING = (
+    *("base_model", "base_serving_model", "raw_pages", "documents", "clean_documents", "dropped_documents", "chunks"),
+    *("chunk_vectors", "examples", "training_set", "validation_set", "benchmark"),
+)
 
 pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
 pytest.importorskip("moto", reason="moto is not installed")
 
-from ev_platform_tests.object_store import s3_server
-
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_graph_with_an_object_store_gives_the_tables_of_the_embedded_one_and_another_machine_goes_on(
+def test_graph_with_an_object_store_trains_on_the_rows_of_the_embedded_one_and_another_machine_goes_on(
     tmp_path, monkeypatch
 ):
     first, second, embedded = (Workspace(tmp_path / name) for name in ("first", "second", "embedded"))
@@ -58,11 +62,8 @@ def test_graph_with_an_object_store_gives_the_tables_of_the_embedded_one_and_ano
 
     forget_graph()
     embedded.run()
-    # The hour of a fetch is part of what was fetched; all else is the same.
-    for table, record in wanted.items():
+    # From the weights on two runs differ in the last digits, in folders' names and in times, with a store or without.
+    for table in BEFORE_TRAINING:
         stable = [column for column in stable_columns(table) if column != "fetched_at"]
-        if "fetched_at" in stable_columns(table):
-            frames = [rows.select(stable) for rows in (first_rows[table], embedded.read(table))]
-            assert frames[0].equals(frames[1]), table
-        elif record is not None:
-            assert embedded.store.current(table, "tiny").fingerprint == record.fingerprint, table
+        frames = [rows.select(stable) for rows in (first_rows[table], embedded.read(table))]
+        assert frames[0].equals(frames[1]) and frames[0].height, table
