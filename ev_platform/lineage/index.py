@@ -6,7 +6,8 @@ the row that says so. Ids stand there as 64 bits of their MD5 (some two of 10 mi
 370,000), never text. The stamp is size and time of the version's file: a version that was rewritten in its place is
 read anew, one that is gone takes its pairs with it. Deleting the folder costs time and nothing else.
 
-What does not belong here: how far edges are followed (`trace`), what a row tells (`trace_facts`).
+What does not belong here: what joins what (`relations`), how far that is followed (`reach`, `trace`), what a row tells
+(`trace_facts`).
 """
 
 from __future__ import annotations
@@ -24,87 +25,15 @@ from typing import NamedTuple
 import duckdb
 import numpy as np
 
-from ev_platform.records import SERVED, TABLES
+from ev_platform.lineage.relations import FORWARD_ONLY, ONE, RELATIONS, Relation
+from ev_platform.records import SERVED
 from ev_platform.serving.segments import Segments, parse
 from ev_platform.storage import Store, fingerprint, write_atomic
 
 Keys = np.ndarray  # uint64, sorted, without doubles
 NOTHING: Keys = np.empty(0, np.uint64)
 
-
-class Relation(NamedTuple):
-    """How a row of a table joins a parent to a child; both sides are SQL, and either may be NULL."""
-
-    parent: str
-    child: str
-    parent_sql: str
-    child_sql: str
-
-
-# An address may have held several bodies, and a body may have come from several addresses: it takes both to name one.
-_RAW = (Relation("url", "body", "unnest(list_distinct([url, final_url]))", "url || '#sha256=' || content_sha256"),)
-_ORIGIN = (
-    Relation("chunk", "example", "chunk_id", "example_id"),
-    Relation("document", "example", "CASE WHEN chunk_id IS NULL THEN document_id END", "example_id"),
-)
-_ASKED = Relation("request", "example", "request_id", "example_id")
-_MADE = Relation("call", "example", "unnest([call_id, check_call_id])", "example_id")
-# Rows are of one content of a table, {dataset}: what another version trained on is another row.
-_ROW = "'{dataset}/' || example_id"
-_ROWS = (
-    *_ORIGIN,
-    _ASKED,
-    Relation("example", "row", "example_id", _ROW),
-    Relation("chunk", "row", "unnest(list_filter(context_chunk_ids, lambda c: c IS DISTINCT FROM chunk_id))", _ROW),
-    Relation("row", "dataset", _ROW, "'{dataset}'"),
-)
-_ARTIFACT = (Relation("adapter", "weights", "NULL", "artifact_id"),)
-RELATIONS: dict[str, tuple[Relation, ...]] = {
-    "raw_pages": _RAW,
-    "raw_pdfs": _RAW,
-    "raw_texts": _RAW,
-    "documents": (
-        Relation("body", "document", "fetched_url || '#sha256=' || content_sha256", "document_id"),
-        Relation("url", "document", "CASE WHEN url <> fetched_url THEN url END", "document_id"),
-    ),
-    "chunks": (
-        Relation("document", "chunk", "document_id", "chunk_id"),
-        Relation("chunk", "dataset", "chunk_id", "'{dataset}'"),
-    ),
-    "qa_candidates": (*_ORIGIN, _ASKED, _MADE),
-    "examples": (*_ORIGIN, _ASKED, _MADE),
-    "rejected_examples": (*_ORIGIN, _ASKED, _MADE),
-    "teacher_calls": (Relation("chunk", "call", "NULL", "call_id"),),
-    "generation_log": (Relation("chunk", "call", "source_id", "call_id"),),
-    "training_set": _ROWS,
-    "validation_set": _ROWS,
-    "benchmark": _ROWS,
-    "adapter": (Relation("dataset", "adapter", "unnest({inputs})", "artifact_id"),),
-    "serving_model": _ARTIFACT,
-    "base_serving_model": _ARTIFACT,
-    "registered_model": (
-        Relation("adapter", "weights", "adapter_id", "serving_model_id"),
-        Relation("weights", "model", "serving_model_id", "model_version"),
-        Relation(
-            "dataset",
-            "model",
-            "unnest(['benchmark@' || left(benchmark_fingerprint, 12), 'chunks@' || left(chunks_fingerprint, 12)])",
-            "model_version",
-        ),
-    ),
-    "promotions": (Relation("model", "promotion", "model_version", "model_version || '#' || (file_row_number + 1)"),),
-    "predictions": (
-        Relation("example", "prediction", "example_id", "prediction_id"),
-        Relation("chunk", "prediction", "unnest(context_chunk_ids)", "prediction_id"),
-        Relation("weights", "prediction", "model_id", "prediction_id"),
-    ),
-    "requests": (
-        Relation("model", "request", "model_version", "request_id"),
-        Relation("chunk", "request", "unnest(chunk_ids)", "request_id"),
-    ),
-    "feedback": (Relation("request", "feedback", "request_id", "feedback_id"),),
-}
-_FORM = f"trace-{fingerprint(sorted(RELATIONS.items()))[:8]}"
+_FORM = f"trace-{fingerprint([sorted(RELATIONS.items()), sorted(FORWARD_ONLY)])[:8]}"
 
 
 def key_of(name: str) -> int:
@@ -233,7 +162,7 @@ class Index:
         """Return the kinds, parent and child, that rows of this store join."""
         return list(self._by_relation)
 
-    def follow(self, parent: str, child: str, keys: Keys, *, down: bool, first: bool = False) -> Pairs:
+    def follow(self, parent: str, child: str, keys: Keys, *, down: bool) -> Pairs:
         """Return the edges at some nodes.
 
         Args:
@@ -241,7 +170,6 @@ class Index:
             child: Kind.
             keys: Nodes: of the parent's kind if `down`, else of the child's.
             down: Direction.
-            first: Whether a node has one far end only, so that the newest file that names it tells all.
         """
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         left = keys
@@ -256,7 +184,7 @@ class Index:
             if not at.size:
                 continue
             found.append((near[at], far[at], np.full(at.size, number, np.int32), rows[at]))
-            if first:
+            if (parent, child, down) in ONE:
                 left = left[~is_here]
                 if not left.size:
                     break
@@ -264,10 +192,14 @@ class Index:
             return Pairs(NOTHING, NOTHING, np.empty(0, np.int32), NOTHING)
         return Pairs(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
+    def folder(self, of: str) -> Path:
+        """Return the folder of what is stored of the edges of a table, or of other things of this task."""
+        return self.store.root / "lineage" / _FORM / of / (self.task or "-")
+
     # ---- files ----
 
     def _sources(self, table: str, scratch: Path) -> list[Source]:
-        folder = self.store.root / "lineage" / _FORM / table / (self.task or "-")
+        folder = self.folder(table)
         if table in SERVED:
             return self._served(table, folder, scratch)
         versions = sorted((self.store.root / "tables" / table / self.task).glob("*.json"), reverse=True)
@@ -341,7 +273,7 @@ def inputs_of(store: Store, source: Source) -> list[str]:
 
 def _load(source: Source) -> list[np.ndarray]:
     assert source.at is not None  # noqa: S101 - rows that are still being written are built each time
-    stored = np.load(source.at, mmap_mode="r")
+    stored = np.load(source.at, mmap_mode="r").view(np.ndarray)  # slices of a memmap cost ten times as much
     relations = RELATIONS[source.table]
     sizes = [int(n) for n in stored[: len(relations)]]
     edges, start = [], len(relations)
@@ -349,6 +281,3 @@ def _load(source: Source) -> list[np.ndarray]:
         edges.append(stored[start : start + 6 * n].reshape(6, n))
         start += 6 * n
     return edges
-
-
-assert set(RELATIONS) <= {*TABLES, *SERVED}  # noqa: S101

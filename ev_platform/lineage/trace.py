@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,8 +19,6 @@ import numpy as np
 
 from ev_platform.errors import UserError
 from ev_platform.lineage.index import (
-    NOTHING,
-    RELATIONS,
     Index,
     Keys,
     Pairs,
@@ -30,29 +28,17 @@ from ev_platform.lineage.index import (
     key_of,
     tasks_of,
 )
+from ev_platform.lineage.reach import MAX_DEPTH, count, steps
+from ev_platform.lineage.relations import RELATIONS
 from ev_platform.lineage.trace_facts import KINDS, At, Node, describe
 from ev_platform.storage import Store
 
 Direction = Literal["back", "forward", "both"]
 SCHEMA = 1  # of the JSON
 MAX_NODES = 400  # listed in one direction, however many there are
-MAX_DEPTH = 32
 MAX_ID = 2_000  # characters
 _SUGGESTIONS = 8
 _FORMS = {"doc": "document", "chk": "chunk", "exm": "example", "prd": "prediction", "call": "call", "fdb": "feedback"}
-# Where the newest file that names a node tells all of its far ends: its id is a hash of them, or of its row.
-_ONE = {
-    ("document", "chunk", False),
-    ("chunk", "example", False),
-    ("example", "row", False),
-    ("chunk", "row", False),
-    ("row", "dataset", True),
-}
-# What a version was only measured by is no source of it; what tests it depends on that all the same.
-_FORWARD_ONLY = {("dataset", "model")}
-# All that a model ever answered is not counted among what depends on one of its sources, but on the model.
-_ANSWERS = {("model", "request"), ("weights", "prediction")}
-_MODELS = {"adapter", "weights", "model"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +117,7 @@ def trace(
         name: What to trace.
         task: Only in this task; the same address may be a source of several.
         direction: To the sources, to what depends on it, or both.
-        depth: Steps from it at most.
+        depth: Steps from it at most; as many as `MAX_DEPTH` limit what is listed only.
         limit: Things of one kind that are listed with one thing at most.
         progress: See `Index`.
 
@@ -258,48 +244,16 @@ class _Followed:
         )
 
 
-def _steps(index: Index, root: At, kinds: Iterable[str], down: bool) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the relations to follow from some kinds: parent, child, and which of them is near and which far."""
-    for parent, child in index.relations():
-        near, far = (parent, child) if down else (child, parent)
-        is_measured = not down and (parent, child) in _FORWARD_ONLY
-        is_answer = down and (parent, child) in _ANSWERS and root.kind not in _MODELS
-        if near in kinds and not is_measured and not is_answer:
-            yield parent, child, near, far
-
-
-def _count(index: Index, root: At, down: bool, depth: int) -> dict[str, int]:
-    """Count all that is reached, by kind."""
-    start = np.array([root.key], np.uint64)
-    seen, frontier = {root.kind: start}, {root.kind: start}
-    for _ in range(depth):
-        reached: dict[str, list[Keys]] = {}
-        for parent, child, near, far in _steps(index, root, frontier, down):
-            pairs = index.follow(parent, child, frontier[near], down=down, first=(parent, child, down) in _ONE)
-            reached.setdefault(far, []).append(pairs.far)
-        frontier: dict[str, Keys] = {}
-        for kind, keys in reached.items():
-            new, known = distinct(np.concatenate(keys)), seen.get(kind, NOTHING)
-            if known.size:
-                new = new[known[np.minimum(np.searchsorted(known, new), known.size - 1)] != new]
-            if new.size:
-                frontier[kind] = new
-                seen[kind] = np.sort(np.concatenate([known, new]))
-        if not frontier:
-            break
-    return {kind: keys.size - (kind == root.kind) for kind, keys in seen.items()}
-
-
 def _follow(index: Index, root: At, depth: int, limit: int, *, down: bool) -> _Followed:
     """List the first of what is reached, step by step."""
     start = (root.kind, root.key)
-    followed = _Followed(_count(index, root, down, depth), {}, [], Counter())
+    followed = _Followed(count(index, root.kind, root.key, depth, down=down), {}, [], Counter())
     frontier = [start]
     for _ in range(depth):
         met: list[tuple[Name, At]] = []
-        for parent, child, near, far in _steps(index, root, {kind for kind, _ in frontier}, down):
+        for parent, child, near, far in steps(index, root.kind, {kind for kind, _ in frontier}, down=down):
             keys = distinct(np.array([key for kind, key in frontier if kind == near], np.uint64))
-            pairs = index.follow(parent, child, keys, down=down, first=(parent, child, down) in _ONE)
+            pairs = index.follow(parent, child, keys, down=down)
             firsts, counts = _firsts(pairs, limit)
             for key, end, piece, row in zip(*firsts, strict=True):
                 met.append(((near, int(key)), At(far, int(end), int(piece), int(row))))
@@ -322,13 +276,21 @@ def _follow(index: Index, root: At, depth: int, limit: int, *, down: bool) -> _F
 
 
 def _firsts(pairs: Pairs, limit: int) -> tuple[Pairs, dict[int, int]]:
-    """Return the first far ends of each near one, each once, and how many there are."""
-    order = np.lexsort((pairs.far, pairs.near))  # stable: of equal pairs the newest file's comes first
-    near, far = pairs.near[order], pairs.far[order]
-    is_first = np.concatenate([[True], (near[1:] != near[:-1]) | (far[1:] != far[:-1])])[: order.size]
-    at = np.sort(order[is_first])  # newest file first, and rows as they stand in it
-    at = at[np.argsort(pairs.near[at], kind="stable")]
-    keys, starts, counts = np.unique(pairs.near[at], return_index=True, return_counts=True)
-    rank = np.arange(at.size) - np.repeat(starts, counts)
-    kept = at[rank < limit]
-    return Pairs(*(column[kept] for column in pairs)), dict(zip(keys.tolist(), counts.tolist(), strict=True))
+    """Return the first far ends of each near one, each once, and how many there are.
+
+    They come newest file first, and as their rows stand in it.
+    """
+    order = np.argsort(pairs.near, kind="stable")
+    near = pairs.near[order]
+    starts = np.flatnonzero(near[1:] != near[:-1]) + 1
+    kept: list[int] = []
+    counts: dict[int, int] = {}
+    for group in np.split(order, starts) if order.size else []:
+        counts[int(pairs.near[group[0]])] = distinct(pairs.far[group]).size
+        firsts: dict[int, int] = {}
+        for at in group:
+            firsts.setdefault(int(pairs.far[at]), int(at))
+            if len(firsts) == limit:
+                break
+        kept += firsts.values()
+    return Pairs(*(column[kept] for column in pairs)), counts

@@ -15,7 +15,8 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from ev_platform.lineage.index import RELATIONS, Index, Source, distinct, inputs_of, key_of
+from ev_platform.lineage.index import Index, Source, distinct, inputs_of, key_of
+from ev_platform.lineage.relations import RELATIONS
 
 MAX_TEXT = 160  # characters of a question, an answer or a passage
 Fact = str | int | float | bool
@@ -197,9 +198,13 @@ def describe(index: Index, found: Iterable[At], *, with_text: bool = False) -> d
 
 def _read(index: Index, homes: list[At], with_text: bool) -> Iterator[tuple[tuple[str, int], Node]]:
     queries, groups = [], []
-    for (piece, kind), group in groupby(homes, key=lambda at: (at.piece, at.kind)):
+    for piece, group in groupby(homes, key=lambda at: at.piece):
         source, rows = index.pieces[piece].source, list(group)
-        wanted = {*_columns(kind), KINDS[kind].label, *_facts(kind, with_text)}
+        wanted = {
+            name
+            for kind in {at.kind for at in rows}
+            for name in (*_columns(kind), KINDS[kind].label, *_facts(kind, with_text))
+        }
         # A version that an older release wrote may lack a column.
         columns = [name for name in pl.read_parquet_schema(source.file) if name in wanted]
         scan = pl.scan_parquet(source.file, hive_partitioning=False, glob=False).select(columns or pl.first())
