@@ -122,19 +122,16 @@ class Place:
     def state(self) -> dict[str, object]:
         """Return what two runs that did the same have in common, having read all of it; fails where that cannot be."""
         store = Store(self.data)
-        frames = {table: store.read(table, TASK) for table in TABLES if store.current(table, TASK)}
+        records = {table: record for table in TABLES if (record := store.current(table, TASK))}
+        frames = {table: store.read(table, TASK) for table in records}
         with duckdb.connect(str(store.catalogue), read_only=True) as catalogue:
-            views = [
-                name
-                for (name,) in catalogue.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
-            ]
-            shown = {view: catalogue.execute(f'SELECT count(*) FROM "{view}"').fetchone()[0] for view in views}
+            asked = catalogue.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal")
+            shown = {view: catalogue.sql(f'FROM "{view}"').pl().height for (view,) in asked.fetchall()}
         for table, frame in frames.items():
             assert shown[table] == frame.height, f"the catalogue shows another version of {table}"
-            record = store.current(table, TASK)
-            assert record.fingerprint == frame_fingerprint(table, frame), table
+            assert records[table].fingerprint == frame_fingerprint(table, frame), table
         return {
-            "tables": {table: store.current(table, TASK).fingerprint for table in frames},
+            "tables": {table: record.fingerprint for table, record in records.items()},
             "weights": self._weights(store, frames["registered_model"].to_dicts()),
             "aliases": read_aliases(store, TASK),
             "views": sorted(shown),
