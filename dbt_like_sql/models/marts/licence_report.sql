@@ -1,12 +1,23 @@
 -- Under which licences and of whom each task holds documents, passages and training rows, which versions were trained
 -- on them, and how many answers cited them. What has no licence, or no known document, is "unknown".
-WITH sources AS (
+WITH documents_known AS (
     SELECT
         task,
         document_id,
-        coalesce(nullif(trim(licence), ''), 'unknown') AS licence,
-        coalesce(nullif(trim(publisher), ''), 'unknown') AS publisher
-    FROM document_sources
+        coalesce(nullif(trim(arg_max_null(licence, version)), ''), 'unknown') AS licence,
+        coalesce(nullif(trim(arg_max_null(publisher, version)), ''), 'unknown') AS publisher
+    FROM clean_documents_history
+    GROUP BY task, document_id
+),
+-- Millions of rows are grouped by the number of the terms, which costs less than by their words.
+sources AS MATERIALIZED (
+    SELECT
+        *,
+        CASE
+            WHEN licence = 'unknown' AND publisher = 'unknown' THEN 0
+            ELSE dense_rank() OVER (ORDER BY licence, publisher)
+        END AS terms
+    FROM documents_known
 ),
 in_force AS (
     SELECT task, document_id, 1 AS n_documents, 0 AS n_chunks
@@ -19,8 +30,7 @@ in_force AS (
 held AS (
     SELECT
         f.task,
-        coalesce(s.licence, 'unknown') AS licence,
-        coalesce(s.publisher, 'unknown') AS publisher,
+        coalesce(s.terms, 0) AS terms,
         CAST(sum(f.n_documents) AS BIGINT) AS n_documents,
         CAST(sum(f.n_chunks) AS BIGINT) AS n_chunks
     FROM in_force AS f
@@ -32,7 +42,12 @@ prompts AS (
         m.task,
         m.model_version,
         t.example_id,
-        unnest(list_append(t.context_chunk_ids, t.chunk_id)) AS chunk_id
+        unnest(
+            CASE
+                WHEN list_contains(t.context_chunk_ids, t.chunk_id) THEN t.context_chunk_ids
+                ELSE list_append(t.context_chunk_ids, t.chunk_id)
+            END
+        ) AS chunk_id
     FROM registered_model AS m
     JOIN training_set_history AS t ON t.task = m.task AND t.version = m.training_set_version
 ),
@@ -47,11 +62,7 @@ used AS (
     SELECT task, chunk_id FROM citations
 ),
 used_sources AS MATERIALIZED (
-    SELECT
-        u.task,
-        u.chunk_id,
-        coalesce(any_value(s.licence), 'unknown') AS licence,
-        coalesce(any_value(s.publisher), 'unknown') AS publisher
+    SELECT u.task, u.chunk_id, coalesce(max(s.terms), 0) AS terms
     FROM used AS u
     LEFT JOIN chunks_history AS c ON c.task = u.task AND c.chunk_id = u.chunk_id
     LEFT JOIN sources AS s ON s.task = c.task AND s.document_id = c.document_id
@@ -60,8 +71,7 @@ used_sources AS MATERIALIZED (
 trained AS (
     SELECT
         p.task,
-        s.licence,
-        s.publisher,
+        s.terms,
         count(DISTINCT p.example_id) AS n_training_rows,
         list(DISTINCT p.model_version ORDER BY p.model_version) AS model_versions
     FROM prompts AS p
@@ -69,21 +79,25 @@ trained AS (
     GROUP BY ALL
 ),
 cited AS (
-    SELECT r.task, s.licence, s.publisher, count(DISTINCT (r.key_id, r.request_id)) AS n_requests
+    SELECT r.task, s.terms, count(DISTINCT (r.key_id, r.request_id)) AS n_requests
     FROM citations AS r
     JOIN used_sources AS s ON s.task = r.task AND s.chunk_id = r.chunk_id
     GROUP BY ALL
+),
+names AS (
+    SELECT DISTINCT terms, licence, publisher FROM sources
 )
 SELECT
     task,
-    licence,
-    publisher,
+    coalesce(n.licence, 'unknown') AS licence,
+    coalesce(n.publisher, 'unknown') AS publisher,
     coalesce(h.n_documents, 0) AS n_documents,
     coalesce(h.n_chunks, 0) AS n_chunks,
     coalesce(t.n_training_rows, 0) AS n_training_rows,
     coalesce(t.model_versions, []) AS model_versions,
     coalesce(r.n_requests, 0) AS n_requests
 FROM held AS h
-FULL JOIN trained AS t USING (task, licence, publisher)
-FULL JOIN cited AS r USING (task, licence, publisher)
+FULL JOIN trained AS t USING (task, terms)
+FULL JOIN cited AS r USING (task, terms)
+LEFT JOIN names AS n USING (terms)
 ORDER BY task, licence, publisher
