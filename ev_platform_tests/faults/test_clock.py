@@ -1,6 +1,10 @@
 """A clock that is moved back by a day, between two runs and in the middle of one."""
 
 import os
+import shutil
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -8,28 +12,43 @@ import pytest
 
 from ev_platform_tests.tiny import PAGES, page
 
-from .harness import LONGEST_RUN_S, NOTHING, TASK, ended_afterwards, moments
+from .harness import LONGEST_RUN_S, NOTHING, TASK, Place, ended_afterwards, moments
 
-FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+CC = shutil.which("cc")
+DAY_S = 24 * 3600
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime: apt-get install faketime"),
+    pytest.mark.skipif(CC is None or sys.platform != "linux", reason="needs Linux and a C compiler"),
 ]
 
 
 def clock(place):
-    """Return the environment of a process whose clock a file of the place moves, and that file."""
-    file = place.root / "clock"
-    file.write_text("+0")
-    return file, {
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(file),
-        "FAKETIME_CACHE_DURATION": "1",
-        # A clock that an administrator moves leaves these as they are.
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "NO_FAKE_STAT": "1",
-    }
+    """Return a function that moves the clock of processes by seconds, and the environment of those processes."""
+    library, file = place.root / "clock.so", place.root / "clock"
+    subprocess.run(
+        [CC, "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("clock.c")],
+        check=True,
+    )
+
+    def move(seconds):
+        with file.open("r+b" if file.exists() else "wb") as opened:
+            opened.write(struct.pack("=q", seconds))
+
+    move(0)
+    return move, {"LD_PRELOAD": str(library), "MOVED_CLOCK": str(file)}
+
+
+def test_clock_of_a_process_moves_while_it_runs(tmp_path):
+    move, environment = clock(Place(tmp_path))
+    code = "import sys, time; print(time.time(), flush=True); sys.stdin.readline(); print(time.time())"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        before = float(process.stdout.readline())
+        move(-DAY_S)
+        after = float(process.communicate("\n")[0])
+    assert -DAY_S <= after - before < 60 - DAY_S
 
 
 def change_page(place):
@@ -41,15 +60,15 @@ def change_page(place):
 
 def test_second_run_a_day_before_the_first_ends_as_one_a_moment_after_it(undisturbed, tmp_path):
     states = []
-    for name, offset in (("after", "+0"), ("before", "-1d")):
+    for name, offset in (("after", 0), ("before", -DAY_S)):
         with ended_afterwards(undisturbed.place.fresh(tmp_path / name)) as place:
-            file, environment = clock(place)
+            move, environment = clock(place)
             place.run(**environment)
             assert place.state() == undisturbed.state
             change_page(place)
-            file.write_text(offset)
+            move(offset)
             seconds = place.run(**environment)
-            print(f"\nsecond run with the clock at {offset}: {seconds:.0f} s")
+            print(f"\nsecond run with the clock at {offset} s: {seconds:.0f} s")
             states.append(place.state())
             assert place.unfinished() == NOTHING
             place.run(**environment)
@@ -61,12 +80,12 @@ def test_second_run_a_day_before_the_first_ends_as_one_a_moment_after_it(undistu
 def test_clock_moved_back_in_the_middle_of_a_run_changes_nothing(undisturbed, tmp_path):
     for n, moment in enumerate(moments("clock")[:3]):
         with ended_afterwards(undisturbed.place.fresh(tmp_path / f"middle-{n}")) as place:
-            file, environment = clock(place)
+            move, environment = clock(place)
             process = place.start_run(**environment)
             try:
                 process.wait(moment * undisturbed.seconds)
             except psutil.TimeoutExpired:
-                file.write_text("-1d")
+                move(-DAY_S)
             n_tables = place.n_tables()
             assert process.wait(LONGEST_RUN_S) == 0, place.told()
             print(f"{moment:.2f}: moved back by a day at {n_tables} tables", flush=True)
