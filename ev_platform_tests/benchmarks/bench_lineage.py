@@ -26,7 +26,9 @@ from ev_platform_tests.benchmarks.big_store import write_big_store
 VIEWS = ["licence_report", "document_coverage", "costs", "drop_reasons"]
 PLAIN = """
     SELECT d.licence, d.publisher, count(DISTINCT t.example_id) AS n_rows, count(DISTINCT d.document_id) AS n_documents
-    FROM (FROM read_parquet('{root}/training_set/*/*.parquet') SELECT example_id, unnest(context_chunk_ids) AS chunk_id)
+    FROM (
+        FROM read_parquet('{root}/training_set/*/*.parquet') SELECT example_id, unnest(context_chunk_ids) AS chunk_id
+    ) AS t
     JOIN read_parquet('{root}/chunks/*/*.parquet') AS c USING (chunk_id)
     JOIN read_parquet('{root}/clean_documents/*/*.parquet') AS d USING (document_id)
     GROUP BY ALL"""
