@@ -1,7 +1,7 @@
 """What one unit of each stage costs on this machine: the figures from which `deploy/SCALING.md` reckons.
 
-Seconds are of processor time in one thread, so that other work beside it changes little; files are read in this process,
-without the workers that guard it. Bytes are those on the disk.
+Seconds are of processor time in one thread, so that other work beside it changes little; files are read in this
+process, without the workers that guard it. Bytes are those on the disk.
 """
 
 from __future__ import annotations
