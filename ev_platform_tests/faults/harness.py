@@ -36,7 +36,7 @@ LONGEST_RUN_S = 900
 _TIMES = {
     **dict.fromkeys(("raw_pages", "documents", "clean_documents", "dropped_documents"), ("fetched_at",)),
     "adapter": ("n_bytes",),  # its card tells how long it took
-    "benchmark_versions": ("benchmark_version",),
+    "benchmark_versions": ("benchmark_version", "card"),  # the card tells the hour at which pages were fetched
     "registered_model": ("training_set_version", "chunks_version", "scores", "git_commit"),
 }
 _SPEEDS = {
