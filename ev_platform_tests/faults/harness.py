@@ -37,6 +37,7 @@ _TIMES = {
     **dict.fromkeys(("raw_pages", "documents", "clean_documents", "dropped_documents"), ("fetched_at",)),
     "adapter": ("n_bytes",),  # its card tells how long it took
     "benchmark_versions": ("benchmark_version", "card"),  # the card tells the hour at which pages were fetched
+    "promotions": ("failed_checks", "reason"),  # the checks themselves are compared, but for the one on speed
     "registered_model": ("training_set_version", "chunks_version", "scores", "git_commit"),
 }
 _SPEEDS = {
