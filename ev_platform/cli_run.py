@@ -42,7 +42,7 @@ def run(
         if result.unchanged:
             console.print(f"Unchanged: {', '.join(result.unchanged)}", soft_wrap=True)
         if result.kept:
-            console.print(f"Model kept: {escape(result.kept)}.", soft_wrap=True, highlight=False)
+            console.print(f"Kept: {escape(result.kept)}.", soft_wrap=True, highlight=False)
         for check in result.failed_checks:
             console.print(f"[yellow]Check {check} did not pass; the run went on.[/]")
         _print_scores(name)

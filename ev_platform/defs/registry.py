@@ -10,7 +10,7 @@ import polars as pl
 from ev_platform import registry, serving
 from ev_platform.dataset import overlap
 from ev_platform.defs.resources import StoreResource, Table
-from ev_platform.defs.stage import build, markdown_table, spec, table_check, tasks_partitions
+from ev_platform.defs.stage import build, is_forced, markdown_table, spec, table_check, tasks_partitions
 from ev_platform.evaluation import abstention
 from ev_platform.evaluation.calibration import min_score_of, strange_questions
 from ev_platform.evaluation.pages import write_report
@@ -20,7 +20,7 @@ from ev_platform.registry.note import write_note
 from ev_platform.registry.takedown import tainted_versions
 from ev_platform.storage import Record, code_version, fingerprint
 from ev_platform.tasks.types import get_task_type
-from ev_platform.training.kept import rows_behind
+from ev_platform.training.kept import rows_behind, version_kept
 
 GROUP = "registry"
 CODE = code_version(versions, digests)
@@ -57,6 +57,34 @@ def registered_model(
     # A model that was kept though a few rows changed was trained on those before.
     trained = rows_behind(opened, task.name, "training_set", adapter.record.inputs.get("training_set", ""))
     trained = trained or training_set.record
+    kept: list[str] = []
+
+    def compute() -> dict[str, pl.DataFrame]:
+        versions = registry.register(
+            opened,
+            task.name,
+            serving_model=serving_model.frame,
+            adapter=adapter.frame,
+            training_set=(trained.version, trained.fingerprint),
+            chunks=(chunks.version, chunks.fingerprint),
+            serving=settings,
+            benchmark_fingerprint=benchmark.fingerprint,
+            git_commit=eval_report.record.git_commit,
+            template=template,
+            verdict=verdict.verdict,
+            reason=verdict.reason,
+            scores={f"{system}/{metric}": value for system, metric, value in scores.rows()},
+        )
+        before = opened.read("registered_model", task.name)
+        if versions.height == before.height or before.is_empty() or is_forced(context, store):
+            return {"registered_model": versions}
+        newest, made = before.tail(1).to_dicts()[0], versions.tail(1).to_dicts()[0]
+        if newest["model_version"] not in tainted_versions(opened, task.name):
+            now = {"chunks": chunks.record, "benchmark": benchmark.record}
+            now |= {"abstention_calibration": abstention_calibration.record}
+            kept.append(version_kept(opened, newest, made, now, task.config.training.min_changed_share))
+        return {"registered_model": before if any(kept) else versions}
+
     # Two runs at once must not give one number to two models.
     with registry.locked(opened, task.name):
         outputs = list(
@@ -79,28 +107,13 @@ def registered_model(
                     "answering_code": registry.answering_code(task_type),
                 },
                 code=CODE,
-                compute=lambda: {
-                    "registered_model": registry.register(
-                        opened,
-                        task.name,
-                        serving_model=serving_model.frame,
-                        adapter=adapter.frame,
-                        training_set=(trained.version, trained.fingerprint),
-                        chunks=(chunks.version, chunks.fingerprint),
-                        serving=settings,
-                        benchmark_fingerprint=benchmark.fingerprint,
-                        git_commit=eval_report.record.git_commit,
-                        template=template,
-                        verdict=verdict.verdict,
-                        reason=verdict.reason,
-                        scores={f"{system}/{metric}": value for system, metric, value in scores.rows()},
-                    )
-                },
+                compute=compute,
             )
         )
         aliases = registry.name_candidate(opened, task.name)
     for output in outputs:
-        yield output.with_metadata({**output.metadata, "aliases": aliases})
+        told = {"kept": kept[0]} if any(kept) else {}
+        yield output.with_metadata({**output.metadata, "aliases": aliases, **told})
 
 
 @dg.asset(

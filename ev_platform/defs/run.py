@@ -29,7 +29,7 @@ _TERMINAL = {
 
 
 # What assets tell of a run beside their tables.
-DECIDED = {"promotions": ("outcome", "reason"), "adapter": ("kept",)}
+DECIDED = {"promotions": ("outcome", "reason"), "adapter": ("kept",), "registered_model": ("kept",)}
 _USER_ERROR = "ev_platform.errors.UserError: "
 
 
@@ -59,7 +59,7 @@ class RunResult:
         outcome: What it means for the endpoint: "promoted", "kept" or "nothing changed"; empty where the run did not
             come to that.
         reason: Why, in a sentence.
-        kept: Why the trained model was kept though rows changed; empty where it was not so.
+        kept: Why the trained model, or its version, was kept though rows changed; empty where it was not so.
     """
 
     run_ids: tuple[str, ...]
@@ -87,7 +87,7 @@ def join_results(results: Sequence[RunResult]) -> RunResult:
         tuple(each("failed_checks")),
         decided.outcome if decided else "",
         decided.reason if decided else "",
-        next((result.kept for result in results if result.kept), ""),
+        "; ".join(result.kept for result in results if result.kept),
     )
 
 
@@ -184,9 +184,15 @@ def materialize(
             (unchanged if is_unchanged else computed).append(materialization.asset_key.path[-1])
             told = materialization.metadata
             names = DECIDED.get(materialization.asset_key.path[-1], ())
-            decided |= {name: str(told[name].value) for name in names if name in told}
+            add_decided(decided, {name: str(told[name].value) for name in names if name in told})
         failed = [e.check_name for e in result.get_asset_check_evaluations() if not e.passed]
         return RunResult((result.run_id,), tuple(unchanged), tuple(computed), tuple(failed), **decided)
+
+
+def add_decided(decided: dict[str, str], told: Mapping[str, str]) -> None:
+    """Add what an asset told (see `DECIDED`) to what others did; model and version may each say why it was kept."""
+    for name, value in told.items():
+        decided[name] = f"{decided[name]}; {value}" if name in decided else value
 
 
 def failure_of(run_id: str, step: str, messages: Sequence[str]) -> RunFailedError:

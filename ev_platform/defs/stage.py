@@ -121,6 +121,11 @@ def table_check(table: str, *others: str, is_blocking: bool = False) -> Callable
     )
 
 
+def is_forced(context: dg.AssetExecutionContext, store: StoreResource) -> bool:
+    """Return whether a run computes also what has not changed."""
+    return store.force or context.run.tags.get(FORCE_TAG) == "true"
+
+
 def build(
     context: dg.AssetExecutionContext,
     store: StoreResource,
@@ -153,7 +158,7 @@ def build(
         config=config,
         code=code,
         compute=compute,
-        force=force or store.force or context.run.tags.get(FORCE_TAG) == "true",
+        force=force or is_forced(context, store),
     )
     context.log.info(f"{', '.join(tables)}: {'nothing changed' if built.is_unchanged else 'computed'}")
     for table in tables:

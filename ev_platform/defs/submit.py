@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from ev_platform.defs.run import DECIDED, RunFailedError, RunResult, failure_of, run_config
+from ev_platform.defs.run import DECIDED, RunFailedError, RunResult, add_decided, failure_of, run_config
 from ev_platform.defs.stage import FORCE_TAG
 from ev_platform.errors import UserError
 
@@ -117,7 +117,8 @@ def _outcome(url: str, run_id: str, *, has_passed: bool) -> RunResult:
                 table = event["assetKey"]["path"][-1]
                 metadata = {entry["label"]: entry for entry in event["metadataEntries"]}
                 (unchanged if metadata["unchanged"]["boolValue"] else computed).append(table)
-                decided |= {name: metadata[name]["text"] for name in DECIDED.get(table, ()) if name in metadata}
+                names = DECIDED.get(table, ())
+                add_decided(decided, {name: metadata[name]["text"] for name in names if name in metadata})
             elif kind == "AssetCheckEvaluationEvent" and not event["evaluation"]["success"]:
                 check = event["evaluation"]
                 failed.append(check["checkName"])

@@ -13,11 +13,11 @@ from ev_platform.dataset.leakage import find_leaks
 from ev_platform.defs.resources import StoreResource, Table, WandbResource, track_artifacts
 from ev_platform.defs.stage import (
     COMPUTE,
-    FORCE_TAG,
     NETWORK,
     RETRY,
     build,
     final_user_errors,
+    is_forced,
     outs,
     spec,
     table_check,
@@ -123,7 +123,7 @@ def _rows_to_train_on(
     task, opened = store.task(context.partition_key), store.store()
     current = (now["training_set"], now["validation_set"], "")
     made = opened.current(table, task.name)
-    if made is None or store.force or context.run.tags.get(FORCE_TAG) == "true":
+    if made is None or is_forced(context, store):
         return current
     is_made_so = made.code_version == CODE_TRAIN and fingerprint(made.config) == fingerprint(dict(config))
     if not is_made_so or made.inputs.get("base_model") != now["base_model"].fingerprint:
