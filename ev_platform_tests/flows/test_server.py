@@ -1,0 +1,97 @@
+"""Against a real Prefect server: what becomes of runs that were missed."""
+
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ev_platform_tests.test_graph import closed_port
+from ev_platform_tests.tiny import write_tiny_task
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+OFTEN = """
+import sys
+from ev_platform.flows.weekly import materialize_graph
+
+if __name__ == "__main__":
+    asked = {"parameters": {"tasks": ["tiny"], "stages": ["collect"]}, "rrule": sys.argv[1]}
+    if sys.argv[2] == "plan":
+        materialize_graph.to_deployment("often", **asked).apply()
+    else:
+        materialize_graph.serve("often", **asked, limit=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Yield the environment of a workspace with the task `tiny` and a Prefect server of its own."""
+    root, port = tmp_path_factory.mktemp("prefect"), closed_port()
+    write_tiny_task(root / "tasks" / "tiny", root / "model")
+    env = {**os.environ, "EV_DATA_DIR": str(root / "data"), "EV_TASKS_DIR": str(root / "tasks")}
+    env |= {"PREFECT_HOME": str(root / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    env |= {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PYTHONPATH": os.pathsep.join(sys.path)}
+    env |= {
+        "EV_DAGSTER_URL": f"http://127.0.0.1:{closed_port()}",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+    }
+    env.pop("DAGSTER_HOME", None)
+    prefect = str(Path(sys.executable).with_name("prefect"))
+    with (root / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)], env=env, stdout=log, stderr=log
+        )
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            if httpx.get(f"{env['PREFECT_API_URL']}/health", timeout=5).status_code == 200:
+                break
+        except httpx.HTTPError:
+            pass
+        assert process.poll() is None and time.monotonic() < deadline, (root / "server.log").read_text()[-2000:]
+        time.sleep(0.5)
+    yield env
+    process.terminate()
+    process.wait(60)
+
+
+def python(env, *arguments):
+    done = subprocess.run(
+        [sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_of_missed_runs_only_the_newest_does_the_work(server, tmp_path):
+    script = tmp_path / "often.py"
+    script.write_text(OFTEN)
+    # Three runs that are planned while a server is there, and come due while nobody serves the flow.
+    start = datetime.now(UTC) + timedelta(seconds=90)
+    rule = f"DTSTART:{start:%Y%m%dT%H%M%S}\nRRULE:FREQ=SECONDLY;INTERVAL=2;COUNT=3"
+    python(server, str(script), rule, "plan")
+    api = server["PREFECT_API_URL"]
+    (deployment,) = httpx.post(f"{api}/deployments/filter", json={}, timeout=60).json()
+
+    def states(ended):
+        asked = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        deadline = time.monotonic() + 400
+        while time.monotonic() < deadline:
+            runs = httpx.post(f"{api}/flow_runs/filter", json=asked, timeout=60).json()
+            if len(runs) == 3 and all(run["state_name"] in ended for run in runs):
+                return [run["state_name"] for run in runs]
+            time.sleep(1)
+        pytest.fail(f"{[run['state_name'] for run in runs]}")
+
+    states({"Late"})
+    serving = subprocess.Popen([sys.executable, str(script), rule, "serve"], env=server)
+    try:
+        assert states({"Skipped", "Completed", "Failed", "Crashed"}) == ["Skipped", "Skipped", "Completed"]
+    finally:
+        serving.terminate()
+        serving.wait(60)
