@@ -18,7 +18,7 @@ from .harness import LONGEST_RUN_S, N_MOMENTS, SEED, TASK, ended_afterwards, mom
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
-VICTIMS = ("run worker", "daemon", "webserver")
+VICTIMS = ("daemon", "webserver", "run worker")
 
 
 class Services:

@@ -13,7 +13,7 @@ from .harness import LONGEST_RUN_S, N_MOMENTS, NOTHING, SEED, TASK, ended_afterw
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
-VICTIMS = ("flow run", "served flow", "both", "server")
+VICTIMS = ("both", "server", "flow run", "served flow")
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
