@@ -26,7 +26,7 @@ def test_webserver_carries_out_a_run_and_tells_what_it_did_and_why_it_failed(ui,
     with pytest.raises(RunFailedError, match=r"sources\.yaml") as failure:
         submit(ui, "tiny", PAGES)
     assert failure.value.is_final and failure.value.run_id
-    with pytest.raises(RunFailedError, match="There is no task .nope."):
+    with pytest.raises(RunFailedError, match="There is no task 'nope'"):
         submit(ui, "nope", PAGES)
 
 
