@@ -143,7 +143,9 @@ def _count(frame: pl.DataFrame, *columns: str) -> dict[Any, int]:
     return dict(Counter(frame[columns[0]] if len(columns) == 1 else frame.select(columns).iter_rows()).most_common())
 
 
-@pytest.mark.parametrize("name", ["distil_banking_routing", slow("distil_ecommerce"), slow("distil_mental_health")])
+@pytest.mark.parametrize(
+    "name", [slow("distil_banking_routing"), slow("distil_ecommerce"), slow("distil_mental_health")]
+)
 def test_public_classification_folder_becomes_a_dataset_of_its_classes(name: str, model: Path, tmp_path: Path) -> None:
     needs(TASKS / name / "train.csv")
     made = make(tmp_path, name, model, {"type": "classification"})

@@ -75,7 +75,9 @@ def test_language_of_labelled_pages_is_right_on_97_percent(labelled) -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", DESCRIPTIONS)
+@pytest.mark.parametrize(
+    "name", [name if name == "issue" else pytest.param(name, marks=pytest.mark.slow) for name in DESCRIPTIONS]
+)
 def test_filter_keeps_labelled_ev_pages_and_drops_the_others(labelled, name: str) -> None:
     documents, rows = labelled
     tables = clean_documents(documents, DESCRIPTIONS[name], CONFIG)

@@ -18,6 +18,7 @@ from ev_platform.storage import Store
 from ev_platform.tasks import CorpusConfig, Sources
 from ev_platform_tests.tiny import PAGES, page
 
+N_KILLS = 5
 TABLES = ("documents", "clean_documents", "dropped_documents", "chunks", "chunk_vectors", "corpus_report")
 ABOUT = "Answer questions about electric vehicle charging stations, cables and connectors."
 GUIDE = (
@@ -130,8 +131,8 @@ def is_running(pid):
 
 
 @pytest.mark.timeout(900)  # up to twelve builds; beside other work each takes several times as long
-@pytest.mark.parametrize("n_kills", [2, pytest.param(5, marks=pytest.mark.slow)])
-def test_corpus_killed_at_any_moment_ends_as_an_undisturbed_one(collected, start, tmp_path, n_kills):
+@pytest.mark.slow  # `test_storage` and `test_workers` kill what it is made of
+def test_corpus_killed_at_any_moment_ends_as_an_undisturbed_one(collected, start, tmp_path):
     for calm in (tmp_path / "first", tmp_path / "second"):  # the first also brings everything into the page cache
         shutil.copytree(collected, calm)
         started = time.monotonic()
@@ -143,7 +144,7 @@ def test_corpus_killed_at_any_moment_ends_as_an_undisturbed_one(collected, start
     assert expected["chunks"].height > 5 and "pdf" in expected["clean_documents"]["kind"].to_list()
 
     chance, n_killed, orphans = random.Random(11), 0, []
-    for n in range(n_kills):
+    for n in range(N_KILLS):
         root = shutil.copytree(collected, tmp_path / f"killed-{n}")
         victim = start(root)
         time.sleep(chance.uniform(0.05, 0.95) * duration)
@@ -158,7 +159,7 @@ def test_corpus_killed_at_any_moment_ends_as_an_undisturbed_one(collected, start
         assert again.exitcode == 0
         for table, frame in rows_of(root).items():
             assert frame.equals(expected[table]), table
-    assert n_killed >= n_kills - 1
+    assert n_killed >= N_KILLS - 1
     deadline = time.monotonic() + 10
     while any(map(is_running, orphans)) and time.monotonic() < deadline:
         time.sleep(0.1)

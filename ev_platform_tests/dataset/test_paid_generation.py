@@ -290,6 +290,7 @@ def read_tiny_facts(passage):
     return [(question, answer, words, {}) for words, (question, answer) in TINY_FACTS.items() if words in said]
 
 
+@pytest.mark.slow  # the whole graph; the tests above pay the same teacher through the same functions
 def test_graph_with_a_paid_teacher_asks_for_what_is_new_only(module_patch, tmp_path):
     asked = []  # (purpose, passages) of every request
 

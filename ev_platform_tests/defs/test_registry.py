@@ -113,7 +113,7 @@ def test_stage_registers_under_the_lock_of_the_registry(root, run, story, monkey
 def test_stage_promotes_a_version_that_passes_every_check(story):
     assert story["good"]["failed"] == []
     assert story["good"]["outcome"] == "promoted"
-    assert story["good"]["reason"] == "tiny@1 passed all 9 checks; there was no champion before it."
+    assert story["good"]["reason"] == "tiny@1 passed all 10 checks; there was no champion before it."
 
 
 def test_stage_keeps_the_champion_when_the_tuned_model_is_worse(root, story):

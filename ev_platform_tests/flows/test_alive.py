@@ -60,6 +60,7 @@ def python(tmp_path):
     return run
 
 
+@pytest.mark.slow  # real processes that import the graph
 def test_killed_flow_run_and_its_stage_are_shown_as_crashed_by_the_next_process(python):
     code, lines = python(KILLED)
     assert (code, lines) == (-9, ["[]"])

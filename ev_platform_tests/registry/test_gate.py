@@ -1,4 +1,4 @@
-"""The nine checks, over reports that real predictions give; each fault is planted where it would arise."""
+"""The gate's checks, over reports that real predictions give; each fault is planted where it would arise."""
 
 import json
 import random
