@@ -10,7 +10,6 @@ What does not belong here: databases of other servers (`pg_dump`) and object sto
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import sqlite3
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ev_platform.errors import UserError
-from ev_platform.storage import Store, now, write_atomic
+from ev_platform.storage import Store, now, sha256_of, write_atomic
 
 MANIFEST = "MANIFEST.sha256"  # as `sha256sum --check` reads it
 _PARTIAL = ".partial-"
@@ -196,8 +195,7 @@ def _copy(source: Path, target: Path) -> str:
     else:
         shutil.copyfile(source, target)
     shutil.copystat(source, target)
-    with target.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(target)
 
 
 def _check_whole(backup: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shutil
 import signal
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
-from ev_platform.errors import UserError
+from ev_platform.errors import UserError, user_error_in
 
 # Returns as many rows as it is given, in their order; those of one row do not depend on the others. It is pickled.
 RowFunction = Callable[[pl.DataFrame], pl.DataFrame]
@@ -65,10 +64,10 @@ def on_ray(function: RowFunction, frame: pl.DataFrame) -> pl.DataFrame:
                     bar.update(batch.num_rows)
         except RayTaskError as error:
             # What a function raises arrives as the text of its traceback.
-            told = re.search(r"UserError: (.+)", str(error))
+            told = user_error_in(str(error))
             if told is None:
                 raise
-            raise UserError(told[1]) from error
+            raise told from error
         return pl.concat(done)
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ev_platform.errors import UserError
+from ev_platform.storage import sha256_of
 
 _COMPLETE, _CURRENT = "complete", "current"
 # Content of a pointer and what stands for this state of it; both None where there is none.
@@ -161,7 +162,9 @@ class Remote:
         sums = {name: [(root / name).stat().st_size, sha256_of(root / name)] for name in names}
         self.upload(root, names)
         with self._told(f"write {unit}"):
-            self._pipe(self._at(_COMPLETE, unit), json.dumps(sums, indent=1).encode())
+            mark = self._at(_COMPLETE, unit)
+            self._make_parent(mark)
+            self._fs.pipe_file(mark, json.dumps(sums, indent=1).encode())
 
     def has(self, unit: str) -> bool:
         """Return whether a unit is there, complete."""
@@ -245,10 +248,6 @@ class Remote:
     def _at(self, *parts: str) -> str:
         return "/".join([self._base, *(part.rstrip("/") for part in parts)])
 
-    def _pipe(self, path: str, data: bytes) -> None:
-        self._make_parent(path)
-        self._fs.pipe_file(path, data)
-
     def _make_parent(self, path: str) -> None:
         if not self._has_conditions:  # S3 has no folders, and asking for one would cost a request
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -257,9 +256,9 @@ class Remote:
     def _told(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (UserError, FileNotFoundError) as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except FileNotFoundError as error:
             raise UserError(f"{self.url} lacks what it should hold ({what}): {error}.") from error
         except Exception as error:  # each store's library has errors of its own
             raise UserError(
@@ -271,9 +270,3 @@ class Remote:
 def _as_dict(got: Any, paths: list[str]) -> dict[str, bytes]:
     """Return what `cat` gave for a list of paths: for a single one it may be the bytes themselves."""
     return got if isinstance(got, dict) else dict(zip(paths, [got], strict=False))
-
-
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file, read piece by piece."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

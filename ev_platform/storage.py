@@ -122,6 +122,12 @@ def frame_fingerprint(table: str, frame: pl.DataFrame) -> str:
     return hashlib.sha256(frame.select(stable_columns(table)).write_ndjson().encode()).hexdigest()
 
 
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file, read piece by piece."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def code_version(*modules: ModuleType) -> str:
     """Hash what modules do: their syntax trees, so that comments and docstrings do not count."""
     digest = hashlib.sha256()

@@ -28,7 +28,8 @@ from ev_platform.storage import fingerprint
 if TYPE_CHECKING:
     from ev_platform.storage import Store
 
-_COMMENTS = "SELECT view_name, coalesce(comment, '') FROM duckdb_views() WHERE NOT internal"
+_COMMENTS = """
+    SELECT view_name, coalesce(comment, '') FROM duckdb_views() WHERE database_name = 'built' AND NOT internal"""
 
 
 def _quote(text: str) -> str:
@@ -118,10 +119,8 @@ def _write(store: Store, current: dict[str, list[Path]]) -> None:
     views = {name: (sql, fingerprint([form, sql])) for name, sql in _views(store, current)}
     with tempfile.TemporaryDirectory(dir=store.root, prefix=".tmp-catalogue-") as scratch:
         file = Path(scratch) / "ev.duckdb"
-        known = _copy_of(target, file)
         with duckdb.connect(":memory:") as connection:
-            # A file in the older storage format is readable by DuckDB 1.4 clients as well as by 2.x.
-            connection.execute(f"ATTACH {_quote(str(file))} AS built (STORAGE_VERSION 'v1.4.0')")
+            known = _attach_copy(connection, target, file)
             connection.execute("USE built")
             for name in known.keys() - views.keys():
                 connection.execute(f'DROP VIEW "{name}"')
@@ -136,14 +135,18 @@ def _write(store: Store, current: dict[str, list[Path]]) -> None:
         os.replace(file, target)  # noqa: PTH105 - the tests' fault injector watches this very call
 
 
-def _copy_of(target: Path, file: Path) -> dict[str, str]:
-    """Copy the catalogue, and return what its views were made of; nothing where there is none that can be read."""
+def _attach_copy(connection: duckdb.DuckDBPyConnection, target: Path, file: Path) -> dict[str, str]:
+    """Attach a copy of the catalogue, and return what its views were made of; an empty one where it cannot be read."""
+    # A file in the older storage format is readable by DuckDB 1.4 clients as well as by 2.x.
+    attach = f"ATTACH {_quote(str(file))} AS built (STORAGE_VERSION 'v1.4.0')"
     try:
         shutil.copyfile(target, file)
-        with duckdb.connect(str(file), read_only=True) as connection:
-            return dict(connection.execute(_COMMENTS).fetchall())
+        connection.execute(attach)
+        return dict(connection.execute(_COMMENTS).fetchall())
     except (FileNotFoundError, duckdb.Error):
+        connection.execute("DETACH DATABASE IF EXISTS built")
         file.unlink(missing_ok=True)
+        connection.execute(attach)
         return {}
 
 
@@ -151,6 +154,12 @@ def _copy_of(target: Path, file: Path) -> dict[str, str]:
 def open_catalogue(store: Store) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open the catalogue read-only; one that is missing, or that an older version of the platform built, is rebuilt."""
     store.refresh()
+    with _opened(store) as connection:
+        yield connection
+
+
+@contextmanager
+def _opened(store: Store) -> Iterator[duckdb.DuckDBPyConnection]:
     if not store.catalogue.exists():
         build_catalogue(store)
     connection = duckdb.connect(str(store.catalogue), read_only=True)
@@ -173,7 +182,7 @@ def show_query(store: Store, sql: str, *, max_rows: int, max_width: int) -> None
     store.refresh()
     if not store.catalogue.exists():
         raise UserError(f"There is no catalogue in {store.root}: run `ev-platform run` first.")
-    with open_catalogue(store) as connection:
+    with _opened(store) as connection:
         try:
             relation = connection.sql(sql)
             if relation is None:

@@ -45,7 +45,13 @@ class Endpoint:
 
     def check(self) -> None:
         """Raise a `UserError` if nothing can listen there, or the certificate cannot be used."""
-        check_address(self.host, self.port)
+        try:
+            self.listen().close()
+        except OSError as error:
+            raise UserError(
+                f"Cannot listen on {self.host} port {self.port} ({error.strerror}): stop what uses it, or choose "
+                "another with --port or EV_PORT."
+            ) from error
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise UserError("TLS needs both a certificate and its key: set EV_TLS_CERTIFICATE and EV_TLS_KEY.")
         if self.tls_certificate and self.tls_key:
@@ -61,19 +67,8 @@ class Endpoint:
 
     def listen(self) -> socket.socket:
         """Return a socket that listens, also where the last one that did has only just died."""
-        return socket.create_server((self.host, self.port), family=_family(self.host), backlog=2048)
-
-
-def check_address(host: str, port: int) -> None:
-    """Raise a `UserError` if nothing can listen there."""
-    # Serve's proxies share ports (SO_REUSEPORT): without this, two servers on one port would take turns.
-    try:
-        socket.create_server((host, port), family=_family(host)).close()
-    except OSError as error:
-        raise UserError(
-            f"Cannot listen on {host} port {port} ({error.strerror}): stop what uses it, or choose another "
-            "with --port or EV_PORT."
-        ) from error
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        return socket.create_server((self.host, self.port), family=family, backlog=2048)
 
 
 def server_of(app: ASGIApp, endpoint: Endpoint) -> uvicorn.Server:
@@ -93,7 +88,3 @@ def server_of(app: ASGIApp, endpoint: Endpoint) -> uvicorn.Server:
         ssl_keyfile=endpoint.tls_key,
     )
     return uvicorn.Server(config)
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shutil
 import signal
 import tempfile
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ev_platform.errors import UserError
+from ev_platform.errors import UserError, user_error_in
 from ev_platform.serving import keys
 from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.endpoint import Endpoint
@@ -216,7 +215,4 @@ def _deploy(models: Sequence[str], servers: _ModelServers, endpoint: Endpoint) -
         # What failed in a replica arrives as the text of its traceback, in the deployment's status.
         deployments = ray_serve.status().applications[_APP].deployments.values()
         failures = "\n".join(deployment.message for deployment in deployments if deployment.message)
-        sentence = re.search(r"UserError: (.+)", failures)
-        if sentence is None:
-            raise RuntimeError(failures) from error
-        raise UserError(sentence[1]) from error
+        raise user_error_in(failures) or RuntimeError(failures) from error

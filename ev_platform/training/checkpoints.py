@@ -7,7 +7,6 @@ lies beside them, moved there whole; a process killed before that leaves a folde
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ev_platform.errors import UserError
+from ev_platform.storage import sha256_of
 
 _LIST = "complete.json"
 _LIBRARIES = ("torch", "transformers", "peft", "trl")
@@ -41,7 +41,7 @@ def complete(trainer: Any, folder: Path, step: int, best: int | None) -> None:
     if not trainer.args.should_save:
         return
     made = _path(folder, step)
-    listed = {"versions": _versions(), "files": {file.name: _sha256(file) for file in _files(made)}}
+    listed = {"versions": _versions(), "files": {file.name: sha256_of(file) for file in _files(made)}}
     partial = made / f"{_LIST}.partial"
     partial.write_text(json.dumps(listed))
     partial.replace(made / _LIST)
@@ -124,7 +124,7 @@ def _unusable(found: Path) -> str | None:
         others = {name: v for name, v in listed["versions"].items() if v != _versions()[name]}
         if others:
             return "written with " + ", ".join(f"{name} {v}" for name, v in others.items()) + ", not what is installed"
-        damaged = [name for name, digest in listed["files"].items() if _sha256(found / name) != digest]
+        damaged = [name for name, digest in listed["files"].items() if sha256_of(found / name) != digest]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"damaged ({type(error).__name__})"
     return f"damaged ({', '.join(damaged)})" if damaged else None
@@ -136,11 +136,6 @@ def _versions() -> dict[str, str]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith(_LIST))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _path(folder: Path, step: int) -> Path:
