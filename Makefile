@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 # Training on a CPU takes and gives back gigabytes every step; huge pages make that about a quarter faster (glibc 2.35).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
+# Many images set this; without bytecode on the disk every command would compile a thousand files again, 20 s of it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test test-slow dev serve lint bench clean
 
 help:

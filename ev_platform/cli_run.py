@@ -32,6 +32,10 @@ def run(
     Example: `ev-platform run --task ev_charging --stage collect --stage corpus`
     """
     quiet()
+    from ev_platform.definitions import defs
+    from ev_platform.defs.run import check_request
+
+    check_request(defs, task, stage or ())  # before Prefect is started, which takes ten seconds
     from ev_platform.flows.weekly import materialize_graph
 
     started = time.monotonic()

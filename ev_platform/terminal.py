@@ -44,7 +44,9 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 def quiet() -> None:
     """Keep what a person reads: progress bars and our own lines, not the chatter of a dozen libraries."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    if os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL") == "CRITICAL":
+        # There is nothing to send, and Prefect would wait 5 s until it is sent.
+        os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -15,9 +15,9 @@ from ev_platform.collect.site import serve_folder
 from ev_platform.corpus import clean_documents, extract_documents
 from ev_platform.storage import Store
 from ev_platform.tasks import Task
+from ev_platform_tests.test_real_labels import DESCRIPTIONS, check_labels
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-DESCRIPTION = "Answer questions about electric vehicle charging stations: connectors, protocols, installation, pricing."
 # The long specifications take minutes; these files hold every kind of trouble in the collection.
 PDFS = (
     "NOT-A-PDF-statediagram.pdf",
@@ -36,11 +36,12 @@ def test_corpus_of_real_sources_accounts_for_every_page_and_file(tmp_path: Path)
     with (SHARED / "ev_web" / "manifest.csv").open(newline="") as file:
         manifest = list(csv.DictReader(file))
     with serve_folder(SHARED / "ev_web") as root:
+        rows = {root.rstrip("/") + "/" + quote(row["file"]): row for row in manifest}
         folder = tmp_path / "task"
         folder.mkdir()
-        (folder / "job_description.json").write_text(json.dumps({"task_description": DESCRIPTION}))
+        (folder / "job_description.json").write_text(json.dumps({"task_description": DESCRIPTIONS["issue"]}))
         sources = {
-            "seeds": [root.rstrip("/") + "/" + quote(row["file"]) for row in manifest],
+            "seeds": list(rows),
             "max_depth": 0,
             "pdfs": [str(SHARED / "ev_pdf" / name) for name in PDFS],
         }
@@ -49,7 +50,7 @@ def test_corpus_of_real_sources_accounts_for_every_page_and_file(tmp_path: Path)
         pages = collect_pages(task, store, previous=store.read("raw_pages", "real"), user_agent="ev-platform tests")
         pdfs = collect_pdfs(task, store, previous=store.read("raw_pdfs", "real"))
     documents = extract_documents(pl.concat([pages, pdfs]), store)
-    tables = clean_documents(documents, DESCRIPTION, task.config.corpus)
+    tables = clean_documents(documents, DESCRIPTIONS["issue"], task.config.corpus)
     clean, dropped = tables["clean_documents"], tables["dropped_documents"]
 
     seen = clean["fetched_url"].to_list() + dropped["fetched_url"].to_list()
@@ -61,3 +62,4 @@ def test_corpus_of_real_sources_accounts_for_every_page_and_file(tmp_path: Path)
     assert reason["ev-siting-simulation-IMAGE-ONLY.pdf"] == "image_only_pdf"
     assert reason["tr-iec61851-log-anomali.pdf"] == "language"
     print(f"\nreal sources: {clean.height} kept, {dropped['drop_reason'].value_counts(sort=True).rows()}")
+    check_labels("issue", tables, rows)

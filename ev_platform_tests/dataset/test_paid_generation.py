@@ -47,7 +47,7 @@ TEACHER = {
     "max_tokens": 600,
     "timeout_s": 30.0,
 }
-TIMEOUT_S, STALL_S = 2.5, 4.0  # where the server stalls for longer than it is waited for
+TIMEOUT_S, STALL_S = 2.5, 60.0  # no stalled reply may come in time, however busy the machine
 
 
 @pytest.fixture(scope="module")

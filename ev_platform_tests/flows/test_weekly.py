@@ -60,8 +60,9 @@ def test_flow_with_one_stage_collects_and_leaves_no_process_behind(workspace):
     assert left_behind(workspace) == []
 
 
-def test_command_for_an_unknown_task_prints_one_sentence_and_exits_with_1(workspace):
+def test_command_for_an_unknown_task_prints_one_sentence_before_prefect_is_started(workspace):
     done = run(workspace, "-m", "ev_platform.cli", "run", "--task", "nope", "--stage", "collect")
     assert done.returncode == 1
     assert "Error: There is no task 'nope'; the tasks are ev_charging, tiny." in done.stderr.splitlines()
     assert "Traceback" not in done.stderr + done.stdout
+    assert not (workspace / "prefect").exists()
