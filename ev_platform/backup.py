@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ev_platform.errors import UserError
-from ev_platform.storage import Store, now, sha256_of, write_atomic
+from ev_platform.files import write_atomic
+from ev_platform.identity import sha256_of
+from ev_platform.storage import Store, now
 
 MANIFEST = "MANIFEST.sha256"  # as `sha256sum --check` reads it
 _PARTIAL = ".partial-"

@@ -213,7 +213,8 @@ def review_import(
     from ev_platform.dataset.agreement import merge_reviews
     from ev_platform.dataset.review import read_review
     from ev_platform.dataset.steps import reviewable
-    from ev_platform.storage import Store, frame_fingerprint, now
+    from ev_platform.identity import frame_fingerprint
+    from ev_platform.storage import Store, now
 
     settings = get_settings()
     store, chosen = Store(settings.data_root), get_task(task, settings.tasks_root)

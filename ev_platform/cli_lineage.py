@@ -39,9 +39,10 @@ def trace(
 
     Example: `ev-platform trace https://plugfield.example/connectors.html --direction forward`
     """
+    from ev_platform.files import write_atomic
     from ev_platform.lineage import trace as tracing
     from ev_platform.lineage.trace_show import page, print_trace
-    from ev_platform.storage import Store, write_atomic
+    from ev_platform.storage import Store
 
     store = Store(get_settings().data_root)
     traces = tracing.trace(

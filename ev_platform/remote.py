@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ev_platform.errors import UserError
-from ev_platform.storage import sha256_of
+from ev_platform.identity import sha256_of
 
 _COMPLETE, _CURRENT = "complete", "current"
 # Content of a pointer and what stands for this state of it; both None where there is none.

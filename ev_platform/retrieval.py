@@ -19,9 +19,9 @@ import polars as pl
 
 from ev_platform.cluster import Spread, here
 from ev_platform.errors import UserError
+from ev_platform.identity import short_id
 from ev_platform.prompting import passage_text
 from ev_platform.records import ChunkVector, to_frame
-from ev_platform.storage import short_id
 
 # Reciprocal rank fusion, Cormack, Clarke & Büttcher, SIGIR 2009; 60 is the paper's constant.
 RRF_K = 60

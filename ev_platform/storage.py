@@ -20,29 +20,27 @@ What does not belong here: what the rows mean (`records`) and how they are compu
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import errno
 import hashlib
 import io
 import json
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from ev_platform.errors import UserError
-from ev_platform.records import TABLES, schema_of, stable_columns
+from ev_platform.files import FULL_DISK, write_atomic, write_atomic_at
+from ev_platform.identity import fingerprint, frame_fingerprint, git_commit
+from ev_platform.records import TABLES, schema_of
 
 if TYPE_CHECKING:
     from ev_platform.remote import Remote
@@ -99,113 +97,9 @@ class Built:
     is_unchanged: bool
 
 
-def fingerprint(value: Any) -> str:
-    """Hash a JSON value the same way on every machine.
-
-    Raises:
-        TypeError: If the value holds something JSON cannot hold, since it could not be hashed stably.
-    """
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def short_id(prefix: str, *parts: Any) -> str:
-    """Return a content id such as `chk_1f6c...`: a prefix and 80 bits of SHA-256 over the parts.
-
-    80 bits keep the chance of one collision among a billion rows below one in a million (n²/2^81).
-    """
-    return f"{prefix}_{fingerprint(list(parts))[:20]}"
-
-
-def frame_fingerprint(table: str, frame: pl.DataFrame) -> str:
-    """Hash the stable columns of a frame, rows in order."""
-    return hashlib.sha256(frame.select(stable_columns(table)).write_ndjson().encode()).hexdigest()
-
-
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file, read piece by piece."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def code_version(*modules: ModuleType) -> str:
-    """Hash what modules do: their syntax trees, so that comments and docstrings do not count."""
-    digest = hashlib.sha256()
-    for module in modules:
-        path = Path(module.__file__ or "")
-        files = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
-        for file in files:
-            digest.update(_syntax(file).encode())
-    return digest.hexdigest()[:16]
-
-
-@cache
-def _syntax(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-            and isinstance(body[0].value.value, str)
-        ):
-            body[0].value.value = ""
-    return ast.dump(tree)
-
-
-@cache
-def _git_commit() -> str | None:
-    git = shutil.which("git")
-    if git is None:
-        return None
-    # The checkout of this package, not whatever folder the user happens to stand in.
-    answer = subprocess.run(  # noqa: S603
-        [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return answer.stdout.strip() or None
-
-
 def now() -> datetime:
     """Return the current time in UTC."""
     return datetime.now(UTC)
-
-
-def write_atomic(path: Path, data: bytes | memoryview, mode: int = 0o644, *, sync: bool = True) -> None:
-    """Write a file so that readers see the old bytes or the new ones, also after a crash.
-
-    Args:
-        path: Its folder is made where there is none.
-        data: All of it.
-        mode: Permissions, less what the process's umask takes away.
-        sync: Whether the bytes must be on the disk on return; without, they are safe from the process's death only.
-    """
-    _write_atomic(str(path.parent), path.name, data, mode, sync=sync)
-
-
-# Plain strings and calls of `os`: pathlib and tempfile would triple what it costs to store a crawled page.
-def _write_atomic(folder: str, name: str, data: bytes | memoryview, mode: int, *, sync: bool) -> None:
-    scratch = f"{folder}/.tmp-{os.urandom(8).hex()}"
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-    try:
-        handle = os.open(scratch, flags, mode)
-    except FileNotFoundError:
-        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-        handle = os.open(scratch, flags, mode)
-    try:
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-            if sync:
-                os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(scratch, f"{folder}/{name}")  # noqa: PTH105 - the tests' fault injector watches this very call
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
 
 
 class Store:
@@ -323,7 +217,7 @@ class Store:
             finished_at=finished.isoformat(),
             code_version=code,
             host=platform.node(),
-            git_commit=_git_commit(),
+            git_commit=git_commit(),
         )
         buffer = io.BytesIO()
         frame.select(pl.lit(task).alias("task"), pl.all()).write_parquet(buffer, compression="zstd")
@@ -425,8 +319,8 @@ class Store:
             try:
                 if self._remote is not None:
                     # A second name until it is uploaded, made first, so that a killed process forgets none.
-                    _write_atomic(f"{self.root}/{_WAITING}", sha, data, 0o644, sync=sync)
-                _write_atomic(f"{self.root}/{folder}", sha, data, 0o644, sync=sync)
+                    write_atomic_at(f"{self.root}/{_WAITING}", sha, data, 0o644, sync=sync)
+                write_atomic_at(f"{self.root}/{folder}", sha, data, 0o644, sync=sync)
             except OSError as error:
                 self._check_room(error, "a fetched body")
                 raise
@@ -608,8 +502,7 @@ class Store:
             raise
 
     def _check_room(self, error: Exception, what: str) -> None:
-        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full):
+        if getattr(error, "errno", None) in FULL_DISK or any(os.strerror(code) in str(error) for code in FULL_DISK):
             raise UserError(
                 f"The disk of {self.root} is full: there is no room for {what}. Make room and run this again; it "
                 "goes on from there."

@@ -10,7 +10,8 @@ from ev_platform import backup
 from ev_platform.backup import MANIFEST, create, restore
 from ev_platform.cli import app
 from ev_platform.errors import UserError
-from ev_platform.storage import Store, write_atomic
+from ev_platform.files import write_atomic
+from ev_platform.storage import Store
 from ev_platform_tests.test_storage import child, seen, version
 
 # Publishes a version after the other, as a run does, moves an alias after each, as a promotion does, and counts in a
@@ -18,7 +19,8 @@ from ev_platform_tests.test_storage import child, seen, version
 BUSY = """
 import json, sqlite3, sys
 from pathlib import Path
-from ev_platform.storage import Store, write_atomic
+from ev_platform.files import write_atomic
+from ev_platform.storage import Store
 root = Path(sys.argv[1])
 store = Store(root)
 (root / "dagster").mkdir(parents=True)

@@ -22,8 +22,8 @@ from ev_platform import cluster
 from ev_platform.cluster import here, on_ray
 from ev_platform.corpus import chunk_documents, clean_documents, extract_documents
 from ev_platform.errors import UserError
+from ev_platform.identity import frame_fingerprint
 from ev_platform.retrieval import embed_chunks
-from ev_platform.storage import frame_fingerprint
 from ev_platform.tasks import CorpusConfig
 from ev_platform_tests.corpus.files import PROSE, bodies_of, page, pdf
 

@@ -18,8 +18,10 @@ import pytest
 from ev_platform import storage
 from ev_platform.collect.bodies import blank_row
 from ev_platform.errors import UserError
+from ev_platform.files import write_atomic
+from ev_platform.identity import code_version, fingerprint, frame_fingerprint, short_id
 from ev_platform.records import Metric, to_frame
-from ev_platform.storage import Store, code_version, fingerprint, frame_fingerprint, now, short_id, write_atomic
+from ev_platform.storage import Store, now
 from ev_platform.tasks import Sources
 
 # A version of the table `eval_report` whose rows all hold its own number, one row more each time, so that a reader
@@ -59,7 +61,7 @@ def test_fingerprint_does_not_depend_on_the_order_of_keys():
 
 
 def test_fingerprint_is_the_same_in_another_process_with_another_hash_seed():
-    script = "import sys; from ev_platform.storage import fingerprint; print(fingerprint({'é': ['x', 1.5, None]}))"
+    script = "import sys; from ev_platform.identity import fingerprint; print(fingerprint({'é': ['x', 1.5, None]}))"
     answer = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": "77"}, capture_output=True, text=True
     )

@@ -30,8 +30,9 @@ from ev_platform.collect.sitemap import read_sitemaps
 from ev_platform.collect.urls import address_key, normalise
 from ev_platform.collect.visit import Visitor
 from ev_platform.errors import UserError
+from ev_platform.identity import code_version, fingerprint, frame_fingerprint
 from ev_platform.records import RawBody, to_frame
-from ev_platform.storage import Store, code_version, fingerprint, frame_fingerprint
+from ev_platform.storage import Store
 from ev_platform.tasks import Task
 
 _log = logging.getLogger(__name__)

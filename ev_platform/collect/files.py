@@ -23,8 +23,9 @@ import polars as pl
 from ev_platform.collect.bodies import HTML, PDF, TEXT, as_gone, blank_row, keep_first_seen, rows_by_url, sniff
 from ev_platform.collect.refused import TAKEN_DOWN, refused_addresses
 from ev_platform.errors import UserError
+from ev_platform.identity import fingerprint
 from ev_platform.records import RawBody, to_frame
-from ev_platform.storage import Store, fingerprint
+from ev_platform.storage import Store
 from ev_platform.tasks import Task
 from ev_platform.tasks.formats import Problem
 from ev_platform.tasks.rows import row_files, scan_placed_texts

@@ -24,8 +24,9 @@ from ev_platform.corpus.pdf_pages import Block, read_pages
 from ev_platform.corpus.privacy import mask_personal_data
 from ev_platform.corpus.text import read_text
 from ev_platform.corpus.workers import Call, Job, run_jobs, worker_pool
+from ev_platform.identity import short_id
 from ev_platform.records import Document, to_frame
-from ev_platform.storage import Store, short_id
+from ev_platform.storage import Store
 
 # The first three may be the machine's hour and not the file's fault; the others are of a body that was not read.
 READ_AGAIN = ("extraction_timeout", "extraction_crashed", "extraction_failed", "gone", "noindex")

@@ -13,9 +13,11 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
+from ev_platform.files import write_atomic
+from ev_platform.identity import frame_fingerprint
 from ev_platform.pages import AMBER, BLUE, MUTED, markdown_image, new_axes, render, svg_of
 from ev_platform.records import CorpusFigure, to_frame
-from ev_platform.storage import Store, frame_fingerprint, write_atomic
+from ev_platform.storage import Store
 from ev_platform.tasks import Task
 
 KEPT = "kept"

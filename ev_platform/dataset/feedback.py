@@ -22,9 +22,9 @@ from ev_platform.dataset.filters import find_refusal, find_residue, find_unnatur
 from ev_platform.dataset.grounding import Flaw
 from ev_platform.dataset.locate import Locator, words
 from ev_platform.dataset.overlap import normalise
+from ev_platform.identity import short_id
 from ev_platform.prompting import passage_text
 from ev_platform.records import Example, FeedbackCandidate, to_frame
-from ev_platform.storage import short_id
 from ev_platform.tasks.rows import TaskRow
 from ev_platform.tasks.types import TaskType
 

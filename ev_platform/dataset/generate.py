@@ -16,8 +16,8 @@ from ev_platform.dataset.labelling import choose_texts, label_texts
 from ev_platform.dataset.locate import Locator, locate_rows, plain
 from ev_platform.dataset.sampling import held_out, list_passages, not_asked, plan_jobs, text_id, was_asked
 from ev_platform.errors import UserError
+from ev_platform.identity import short_id
 from ev_platform.records import Example, GenerationOutcome, to_frame
-from ev_platform.storage import short_id
 from ev_platform.tasks import DatasetConfig, Task
 from ev_platform.tasks.rows import TaskRow
 from ev_platform.tasks.types import get_task_type

@@ -13,7 +13,9 @@ import polars as pl
 from ev_platform import retrieval
 from ev_platform.dataset import grounding, locate, overlap, quantities
 from ev_platform.dataset.overlap import Overlap, find_overlaps
-from ev_platform.storage import Record, Store, code_version, fingerprint, write_atomic
+from ev_platform.files import write_atomic
+from ev_platform.identity import code_version, fingerprint
+from ev_platform.storage import Record, Store
 from ev_platform.tasks import DatasetConfig
 
 

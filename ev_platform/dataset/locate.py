@@ -18,9 +18,9 @@ import polars as pl
 from ev_platform.corpus.clean import CLUSTER_JACCARD
 from ev_platform.corpus.duplicates import similar_pairs
 from ev_platform.corpus.shingles import shingle_texts
+from ev_platform.identity import short_id
 from ev_platform.prompting import passage_text
 from ev_platform.records import Example
-from ev_platform.storage import short_id
 from ev_platform.tasks.rows import TaskRow
 
 # A row that names no source takes a passage only if it holds most of the row's words: the score is twice the share of

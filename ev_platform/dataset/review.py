@@ -17,9 +17,10 @@ from typing import Any
 import polars as pl
 
 from ev_platform.errors import UserError
+from ev_platform.files import write_atomic
+from ev_platform.identity import fingerprint
 from ev_platform.prompting import passage_text
 from ev_platform.records import Review, to_frame
-from ev_platform.storage import fingerprint, write_atomic
 from ev_platform.tasks.formats import Problem, read_csv
 
 DECISIONS = ("accept", "edit", "reject")

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import polars as pl
 
 from ev_platform.dataset.locate import find_shared
+from ev_platform.identity import short_id
 from ev_platform.prompting import passage_text
 from ev_platform.records import Example, GenerationOutcome
-from ev_platform.storage import short_id
 from ev_platform.tasks import DatasetConfig
 from ev_platform.teachers import UNANSWERABLE, GenerationJob, Outcome, QuestionPlan
 

@@ -14,10 +14,10 @@ import polars as pl
 
 from ev_platform.dataset.locate import find_shared
 from ev_platform.dataset.overlap import words
+from ev_platform.identity import fingerprint, short_id
 from ev_platform.prompting import Messages, passage_text
 from ev_platform.records import DatasetRow, to_frame
 from ev_platform.retrieval import Retriever
-from ev_platform.storage import fingerprint, short_id
 from ev_platform.tasks import DatasetConfig, RetrievalConfig
 from ev_platform.tasks.splitting import choose_groups
 from ev_platform.tasks.types import TaskType

@@ -20,11 +20,12 @@ from ev_platform.dataset.generate import make_brief, make_candidates, prompt_row
 from ev_platform.dataset.locate import Locator, locate_rows
 from ev_platform.dataset.validate import validate_candidates
 from ev_platform.errors import UserError
+from ev_platform.identity import code_version, fingerprint
 from ev_platform.prompting import passage_text
 from ev_platform.records import to_frame
 from ev_platform.retrieval import Retriever
 from ev_platform.serving.journal import read_journal
-from ev_platform.storage import Store, code_version, fingerprint
+from ev_platform.storage import Store
 from ev_platform.tasks import Task
 from ev_platform.tasks.formats import Problem
 from ev_platform.tasks.rows import TaskRow, read_rows, row_files, scan_texts

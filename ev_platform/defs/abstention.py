@@ -11,7 +11,8 @@ from ev_platform import pages, prompting, retrieval
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, markdown_table, outs, table_check, tasks_partitions
 from ev_platform.evaluation import calibration, plots, predicting
-from ev_platform.storage import Record, code_version, fingerprint
+from ev_platform.identity import code_version, fingerprint
+from ev_platform.storage import Record
 from ev_platform.tasks import splitting
 
 GROUP = "evaluation"

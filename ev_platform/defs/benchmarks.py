@@ -8,7 +8,8 @@ import dagster as dg
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, spec, tasks_partitions
 from ev_platform.evaluation import benchmarks
-from ev_platform.storage import Record, code_version
+from ev_platform.identity import code_version
+from ev_platform.storage import Record
 
 GROUP = "evaluation"
 CODE = code_version(benchmarks)

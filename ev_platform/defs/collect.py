@@ -8,8 +8,9 @@ import dagster as dg
 from ev_platform import collect
 from ev_platform.defs.resources import StoreResource
 from ev_platform.defs.stage import NETWORK, RETRY, build, final_user_errors, spec, tasks_partitions
+from ev_platform.identity import code_version
 from ev_platform.settings import get_settings
-from ev_platform.storage import Record, code_version
+from ev_platform.storage import Record
 
 GROUP = "collect"
 CODE = code_version(collect)

@@ -9,8 +9,9 @@ import polars as pl
 from ev_platform import corpus, retrieval
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, outs, spec, table_check, tasks_partitions
+from ev_platform.identity import code_version
 from ev_platform.settings import get_settings
-from ev_platform.storage import Record, code_version
+from ev_platform.storage import Record
 from ev_platform.training import tokens
 from ev_platform.training.tokens import text_counter
 

@@ -32,9 +32,10 @@ from ev_platform.evaluation import (
 from ev_platform.evaluation.calibration import min_score_of
 from ev_platform.evaluation.names import METRIC_NAMES
 from ev_platform.evaluation.pages import write_report
+from ev_platform.identity import code_version, fingerprint
 from ev_platform.records import to_frame
 from ev_platform.registry import releases
-from ev_platform.storage import Record, Store, code_version, fingerprint
+from ev_platform.storage import Record, Store
 from ev_platform.tasks import Task, splitting
 from ev_platform.tasks.types import TASK_TYPES, get_task_type
 from ev_platform.training.loop import Job

@@ -12,8 +12,8 @@ import dagster as dg
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES, RunsFilter
 from dagster._core.storage.runs import SqliteRunStorage
 
+from ev_platform.files import write_atomic
 from ev_platform.settings import get_settings
-from ev_platform.storage import write_atomic
 
 _MARK = "# Written by ev-platform, which keeps it up to date; a file without this line is left as it is.\n"
 # What was written before there was a mark.

@@ -10,7 +10,8 @@ from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import RETRY, TEACHER, build, final_user_errors, spec, table_check, tasks_partitions
 from ev_platform.evaluation import judge, judgements, summary
 from ev_platform.evaluation.judge_agreement import find_flaw
-from ev_platform.storage import Record, code_version
+from ev_platform.identity import code_version
+from ev_platform.storage import Record
 
 GROUP = "evaluation"
 CODE = code_version(judge, judgements, summary, teachers)

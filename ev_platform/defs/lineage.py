@@ -7,10 +7,10 @@ import dagster as dg
 
 from ev_platform.defs.resources import StoreResource
 from ev_platform.defs.stage import OWNERS, markdown_table, tasks_partitions
+from ev_platform.identity import fingerprint
 from ev_platform.lineage.assertions import failing_rows, text_frame
 from ev_platform.lineage.catalogue import open_catalogue
 from ev_platform.lineage.models import Assertion, Column, SqlModel, asset_of, load_assertions, load_models
-from ev_platform.storage import fingerprint
 
 _MODELS = {model.name: model for model in load_models()}
 

@@ -11,7 +11,8 @@ from ev_platform import decoding, encoder, engine, engine_base, pages, pooling, 
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import COMPUTE, build, markdown_table, spec, table_check, tasks_partitions
 from ev_platform.evaluation import retention, retrieval_report, speed, statistics
-from ev_platform.storage import Record, code_version, fingerprint
+from ev_platform.identity import code_version, fingerprint
+from ev_platform.storage import Record
 from ev_platform.tasks.types import TASK_TYPES, get_task_type
 
 GROUP = "evaluation"

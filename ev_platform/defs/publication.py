@@ -8,7 +8,8 @@ from pydantic import Field
 
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import NETWORK, RETRY, build, final_user_errors, spec, tasks_partitions
-from ev_platform.storage import Record, code_version
+from ev_platform.identity import code_version
+from ev_platform.storage import Record
 from ev_platform.training import artifacts, exports, packages, parity, publish
 from ev_platform.training.recipes import Recipe
 

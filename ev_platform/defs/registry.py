@@ -15,10 +15,11 @@ from ev_platform.evaluation import abstention
 from ev_platform.evaluation.calibration import min_score_of, strange_questions
 from ev_platform.evaluation.pages import write_report
 from ev_platform.evaluation.summary import judge as judge_scores
+from ev_platform.identity import code_version, fingerprint
 from ev_platform.registry import digests, evidence, gate, promotion, releases, strangers, versions
 from ev_platform.registry.note import write_note
 from ev_platform.registry.takedown import tainted_versions
-from ev_platform.storage import Record, code_version, fingerprint
+from ev_platform.storage import Record
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training.kept import rows_behind, version_kept
 

@@ -10,10 +10,11 @@ from pydantic import Field
 from ev_platform.dataset import steps
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, spec, table_check, tasks_partitions
+from ev_platform.identity import code_version
 from ev_platform.pages import table_cell, unlinked
 from ev_platform.registry import similarity
 from ev_platform.serving import drift
-from ev_platform.storage import Record, code_version
+from ev_platform.storage import Record
 
 GROUP = "serving"
 CODE = code_version(drift, similarity)

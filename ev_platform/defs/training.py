@@ -24,9 +24,10 @@ from ev_platform.defs.stage import (
     tasks_partitions,
 )
 from ev_platform.errors import UserError
+from ev_platform.identity import code_version, fingerprint
 from ev_platform.registry.takedown import tainted_versions
 from ev_platform.settings import get_settings
-from ev_platform.storage import Record, code_version, fingerprint
+from ev_platform.storage import Record
 from ev_platform.tasks import Task
 from ev_platform.training import (
     artifacts,

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from ev_platform.dataset.review import as_csv, as_written
 from ev_platform.errors import UserError
-from ev_platform.storage import fingerprint, write_atomic
+from ev_platform.files import write_atomic
+from ev_platform.identity import fingerprint
 from ev_platform.tasks.formats import Problem, read_csv
 
 FILE = "judgements.csv"

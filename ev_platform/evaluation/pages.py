@@ -19,9 +19,10 @@ from ev_platform.evaluation.report import render_report
 from ev_platform.evaluation.statistics import Verdict
 from ev_platform.evaluation.summary import deciding_metric, judge
 from ev_platform.evaluation.surroundings import describe_surroundings
+from ev_platform.files import write_atomic
 from ev_platform.lineage.catalogue import rows_of
 from ev_platform.records import TABLES
-from ev_platform.storage import Record, Store, write_atomic
+from ev_platform.storage import Record, Store
 from ev_platform.tasks import Task
 from ev_platform.tasks.types import get_task_type
 

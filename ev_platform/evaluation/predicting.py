@@ -18,8 +18,8 @@ from ev_platform.errors import UserError
 from ev_platform.evaluation.answering import Answer, System
 from ev_platform.evaluation.metrics import groundedness, is_abstention, score_answers, score_labels
 from ev_platform.evaluation.systems import CHAMPION, open_systems
+from ev_platform.identity import short_id
 from ev_platform.records import Prediction, to_frame
-from ev_platform.storage import short_id
 from ev_platform.tasks import TaskConfig
 from ev_platform.tasks.splitting import spread_evenly
 from ev_platform.tasks.types import TaskType

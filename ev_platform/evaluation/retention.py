@@ -17,9 +17,9 @@ import yaml
 
 from ev_platform.engine_base import Engine, Writer
 from ev_platform.evaluation.statistics import Difference, paired_difference
+from ev_platform.identity import short_id
 from ev_platform.prompting import Messages
 from ev_platform.records import GeneralAnswer, to_frame
-from ev_platform.storage import short_id
 
 ITEMS = Path(__file__).with_name("general.yaml")
 SYSTEM = "Answer the question in a few words."

@@ -18,8 +18,9 @@ from typing import Any
 import polars as pl
 
 from ev_platform.evaluation.summary import mean_scores
+from ev_platform.files import write_atomic
+from ev_platform.identity import short_id
 from ev_platform.records import SeedScore, to_frame
-from ev_platform.storage import short_id, write_atomic
 from ev_platform.training.export import export_serving_model, merge_adapter
 from ev_platform.training.loop import Job, Result
 from ev_platform.training.train import train as train_here

@@ -16,7 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ev_platform.errors import UserError
-from ev_platform.storage import now, write_atomic
+from ev_platform.files import write_atomic
+from ev_platform.storage import now
 
 # A full run of a large task, with its teacher's batches, takes a day.
 LONGEST_WAIT_S = 24 * 3600

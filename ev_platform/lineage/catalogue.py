@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from ev_platform.errors import UserError
+from ev_platform.identity import fingerprint
 from ev_platform.lineage.models import load_models
 from ev_platform.lineage.schema import HISTORY, RECORD_COLUMNS, built_in, duckdb_type
 from ev_platform.records import SERVED, TABLES, schema_of
 from ev_platform.serving.segments import SEGMENT, Segments
-from ev_platform.storage import fingerprint
 
 if TYPE_CHECKING:
     from ev_platform.storage import Store

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, fields
 
 import polars as pl
 
+from ev_platform.identity import short_id
 from ev_platform.lineage.quotes import Quotes
 from ev_platform.records import schema_of
-from ev_platform.storage import Store, short_id
+from ev_platform.storage import Store
 
 MASK = "[taken down]"
 BODIES = ("raw_pages", "raw_pdfs", "raw_texts")

@@ -23,12 +23,14 @@ from typing import Any
 import polars as pl
 
 from ev_platform.errors import UserError
+from ev_platform.files import write_atomic
+from ev_platform.identity import frame_fingerprint
 from ev_platform.lineage.dependants import BODIES, MASK, Ids, every, redact
 from ev_platform.lineage.quotes import WEIGHTS, Quotes
 from ev_platform.lineage.served import mask_served, parquet_bytes, replace_lines
 from ev_platform.lineage.takedown import Plan, TaskPlan, stored_tasks
 from ev_platform.records import SERVED, TABLES, schema_of
-from ev_platform.storage import Store, frame_fingerprint, write_atomic
+from ev_platform.storage import Store
 from ev_platform.teachers.ledger import Ledger, ledger_path
 
 # Weights under way, and weights kept for other seeds and recipes: none of them says what it was trained on.

@@ -25,10 +25,12 @@ from typing import NamedTuple
 import duckdb
 import numpy as np
 
+from ev_platform.files import write_atomic
+from ev_platform.identity import fingerprint
 from ev_platform.lineage.relations import FORWARD_ONLY, ONE, RELATIONS, Relation
 from ev_platform.records import SERVED
 from ev_platform.serving.segments import Segments, parse
-from ev_platform.storage import Store, fingerprint, write_atomic
+from ev_platform.storage import Store
 
 Keys = np.ndarray  # uint64, sorted, without doubles
 NOTHING: Keys = np.empty(0, np.uint64)

@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, uuid5
 
 from ev_platform.errors import UserError
+from ev_platform.files import write_atomic
 from ev_platform.lineage.catalogue import open_catalogue
 from ev_platform.lineage.columns import column_lineage, described_columns
 from ev_platform.lineage.models import SqlModel, load_models
 from ev_platform.lineage.schema import HISTORY, built_in
-from ev_platform.storage import Store, write_atomic
+from ev_platform.storage import Store
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import JobEvent, RunEvent

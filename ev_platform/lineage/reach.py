@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from ev_platform.files import write_atomic
+from ev_platform.identity import fingerprint
 from ev_platform.lineage.index import NOTHING, Index, Keys, distinct
 from ev_platform.lineage.relations import ANSWERS, FORWARD_ONLY, RELATIONS
 from ev_platform.records import SERVED
-from ev_platform.storage import fingerprint, write_atomic
 
 MAX_DEPTH = 32  # of what is listed; as a depth to count to, it stands for no limit
 _MODELS = {"adapter", "weights", "model"}

@@ -15,11 +15,11 @@ from pathlib import Path
 import polars as pl
 
 from ev_platform.errors import UserError
+from ev_platform.files import write_atomic
 from ev_platform.lineage.dependants import MASK
 from ev_platform.lineage.quotes import Quotes
 from ev_platform.records import SERVED
 from ev_platform.serving.segments import Segments
-from ev_platform.storage import write_atomic
 
 _WORDS_SERVED = ("question", "answer", "correction", "comment")
 _HASHES_SERVED = ("question_hash", "answer_hash")

@@ -19,10 +19,12 @@ import polars as pl
 
 from ev_platform.collect.refused import refusal_key
 from ev_platform.errors import UserError
+from ev_platform.files import write_atomic
+from ev_platform.identity import short_id
 from ev_platform.lineage.dependants import BODIES, DOCUMENTS, ROWS, Ids, dependants, every, redact, versions
 from ev_platform.lineage.quotes import Quotes
 from ev_platform.records import Takedown, to_frame
-from ev_platform.storage import Store, now, short_id, write_atomic
+from ev_platform.storage import Store, now
 
 REMOVING, DONE, UNDONE = "removing", "done", "undone"
 _TABLES_OF_THE_GRAPH = (*BODIES, *DOCUMENTS, "chunks", "chunk_vectors", "qa_candidates", "examples", *ROWS)

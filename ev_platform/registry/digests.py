@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ev_platform.storage import fingerprint
+from ev_platform.identity import fingerprint
 from ev_platform.training.base import sha256_files, sha256_weights
 
 # Versions of earlier releases have the digest of their weight files alone, without a prefix.

@@ -11,9 +11,10 @@ from pathlib import Path
 import polars as pl
 
 from ev_platform.errors import UserError
+from ev_platform.files import write_atomic
 from ev_platform.registry.aliases import read_aliases
 from ev_platform.registry.promotion import Outcome
-from ev_platform.storage import Store, write_atomic
+from ev_platform.storage import Store
 from ev_platform.tasks import get_task
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from ev_platform.files import write_atomic
+from ev_platform.identity import fingerprint
 from ev_platform.retrieval import EMBEDDER, embed_once
-from ev_platform.storage import Store, fingerprint, write_atomic
+from ev_platform.storage import Store
 from ev_platform.tasks.splitting import spread_evenly
 
 _log = logging.getLogger(__name__)

@@ -15,13 +15,14 @@ import polars as pl
 
 from ev_platform import decoding, encoder, engine, engine_base, pooling, prompting, retrieval
 from ev_platform.errors import UserError
+from ev_platform.identity import code_version, fingerprint
 from ev_platform.records import RegisteredModel, to_frame
 from ev_platform.registry.aliases import read_aliases
 from ev_platform.registry.digests import digest_of
-from ev_platform.storage import Store, code_version, fingerprint, now
+from ev_platform.storage import Store, now
 from ev_platform.tasks import Task
 from ev_platform.tasks.types import TaskType, get_task_type
-from ev_platform.training.base import load_tokenizer, sha256_weights
+from ev_platform.training.base import chat_template, sha256_weights
 
 # The verdicts that ship a tuned model, and whether it then answers from passages, as the system that won did.
 SHIPPED = {"ship tuned": False, "ship tuned + retrieval": True}
@@ -60,7 +61,7 @@ def template_fingerprint(model: Path, task_type: TaskType | None = None) -> str:
         model: Folder of the model.
         task_type: None for a version that was registered before there were task types.
     """
-    parts: list[Any] = [code_version(prompting), load_tokenizer(model).chat_template]
+    parts: list[Any] = [code_version(prompting), chat_template(model)]
     if task_type is not None:
         # What it makes, not how it is written: its other duties have no say in an answer.
         parts += [task_type.prompt("instructions", "question", contexts) for contexts in ([], ["one", "two"])]

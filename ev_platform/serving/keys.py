@@ -25,7 +25,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ev_platform.errors import UserError
-from ev_platform.storage import now, write_atomic
+from ev_platform.files import write_atomic
+from ev_platform.storage import now
 
 Scope = Literal["query", "feedback", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)

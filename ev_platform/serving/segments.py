@@ -32,8 +32,9 @@ from pathlib import Path
 
 import polars as pl
 
+from ev_platform.files import write_atomic
 from ev_platform.records import schema_of
-from ev_platform.storage import now, write_atomic
+from ev_platform.storage import now
 
 # A query lists files first and reads them later; what it listed stays for so long.
 GRACE_S = 300.0

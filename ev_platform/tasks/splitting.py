@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from ev_platform.storage import fingerprint
+from ev_platform.identity import fingerprint
 
 if TYPE_CHECKING:
     from ev_platform.tasks.rows import TaskRow

@@ -14,7 +14,7 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from ev_platform.errors import UserError
-from ev_platform.storage import short_id
+from ev_platform.identity import short_id
 
 
 @cache

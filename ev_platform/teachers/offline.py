@@ -16,7 +16,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 
-from ev_platform.storage import code_version, fingerprint, short_id
+from ev_platform.identity import code_version, fingerprint, short_id
 from ev_platform.teachers import (
     AnswerJob,
     Brief,

@@ -11,8 +11,9 @@ from typing import Any
 
 import polars as pl
 
+from ev_platform.identity import fingerprint, short_id
 from ev_platform.records import ModelArtifact, TrainingStep, schema_of, to_frame
-from ev_platform.storage import Store, fingerprint, short_id
+from ev_platform.storage import Store
 from ev_platform.tasks import Task
 from ev_platform.training.base import base_model_identity, sha256_weights, write_base_model
 from ev_platform.training.export import export_serving_model, merge_adapter

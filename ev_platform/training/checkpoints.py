@@ -6,7 +6,6 @@ lies beside them, moved there whole; a process killed before that leaves a folde
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shutil
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ev_platform.errors import UserError
-from ev_platform.storage import sha256_of
+from ev_platform.files import FULL_DISK
+from ev_platform.identity import sha256_of
 
 _LIST = "complete.json"
 _LIBRARIES = ("torch", "transformers", "peft", "trl")
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # torch and safetensors give a failed write as an error of their own, with the reason in its text or nowhere.
 _FULL_DISK_TEXTS = ("No space left", "Disk quota", "File too large", "PytorchStreamWriter failed", "inline_container")
 _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
@@ -96,7 +95,7 @@ def explain(error: BaseException, folder: Path, step: int) -> str | None:
     texts = [str(e) for e in _chain(error)]
     kinds = [type(e).__name__ for e in _chain(error)]
     on = _going_on(folder)
-    if any(isinstance(e, OSError) and e.errno in _FULL_DISK for e in _chain(error)) or _has(texts, _FULL_DISK_TEXTS):
+    if any(isinstance(e, OSError) and e.errno in FULL_DISK for e in _chain(error)) or _has(texts, _FULL_DISK_TEXTS):
         for found in folder.glob("checkpoint-*"):
             if not (found / _LIST).exists():
                 _remove(found)

@@ -26,8 +26,9 @@ import polars as pl
 from tqdm import tqdm
 
 from ev_platform.errors import UserError
+from ev_platform.files import write_atomic
+from ev_platform.identity import short_id
 from ev_platform.records import SweepTrial
-from ev_platform.storage import short_id, write_atomic
 from ev_platform.tasks import Task
 from ev_platform.training.loop import Job, Result
 from ev_platform.training.recipes import Recipe, load_recipe

@@ -12,8 +12,8 @@ import pytest
 from ev_platform.collect import collect_pages
 from ev_platform.collect.site import serve_folder
 from ev_platform.errors import UserError
+from ev_platform.identity import frame_fingerprint
 from ev_platform.records import RawBody, schema_of, to_frame
-from ev_platform.storage import frame_fingerprint
 from ev_platform.tasks import get_task
 
 from .conftest import AGENT, PDF, by_path, closed_port, page

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from ev_platform.errors import UserError
-from ev_platform.storage import frame_fingerprint
+from ev_platform.identity import frame_fingerprint
 
 from .conftest import PDF, by_path, page, versioned
 

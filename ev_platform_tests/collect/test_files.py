@@ -5,8 +5,8 @@ import pytest
 
 from ev_platform.collect import collect_pdfs, inbox_state
 from ev_platform.errors import UserError
+from ev_platform.identity import frame_fingerprint
 from ev_platform.records import schema_of, to_frame
-from ev_platform.storage import frame_fingerprint
 
 EMPTY = to_frame("raw_pdfs", [])
 PDF = b"%PDF-1.7\n1 0 obj\n"

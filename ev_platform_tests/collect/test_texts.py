@@ -6,8 +6,8 @@ import pytest
 
 from ev_platform.collect import collect_texts
 from ev_platform.errors import UserError
+from ev_platform.identity import frame_fingerprint
 from ev_platform.records import schema_of, to_frame
-from ev_platform.storage import frame_fingerprint
 
 EMPTY = to_frame("raw_texts", [])
 KEYS = "# Keys\n\nThe key card is held to the pillar.\n"

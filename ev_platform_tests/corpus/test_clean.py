@@ -8,8 +8,9 @@ from ev_platform.corpus.clean import CLUSTER_JACCARD, clean_documents
 from ev_platform.corpus.duplicates import similar_pairs
 from ev_platform.corpus.language import detect_language
 from ev_platform.corpus.relevance import relevances
+from ev_platform.identity import short_id
 from ev_platform.records import schema_of
-from ev_platform.storage import now, short_id
+from ev_platform.storage import now
 from ev_platform.tasks import CorpusConfig
 
 ABOUT = "Answer questions about electric vehicle charging stations, cables and connectors."

@@ -11,9 +11,10 @@ from pathlib import Path
 import polars as pl
 
 from ev_platform.dataset import steps
+from ev_platform.identity import short_id
 from ev_platform.prompting import passage_text
 from ev_platform.records import Chunk, schema_of, to_frame
-from ev_platform.storage import Store, short_id
+from ev_platform.storage import Store
 from ev_platform.tasks import Task
 from ev_platform_tests.dataset.honest import read_facts, write_pages
 

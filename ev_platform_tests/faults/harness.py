@@ -22,9 +22,10 @@ import duckdb
 import polars as pl
 import psutil
 
+from ev_platform.identity import frame_fingerprint
 from ev_platform.records import TABLES, stable_columns
 from ev_platform.registry import read_aliases
-from ev_platform.storage import Store, frame_fingerprint
+from ev_platform.storage import Store
 from ev_platform_tests.tiny import write_tiny_model, write_tiny_task
 
 TASK = "tiny"

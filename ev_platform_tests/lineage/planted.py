@@ -12,11 +12,12 @@ import dagster as dg
 import polars as pl
 
 from ev_platform import records
+from ev_platform.identity import short_id
 from ev_platform.prompting import passage_text
 from ev_platform.records import schema_of, to_frame
 from ev_platform.registry.aliases import write_aliases
 from ev_platform.serving.journal import Journal
-from ev_platform.storage import Store, short_id
+from ev_platform.storage import Store
 from ev_platform.teachers.calls import Reply, Usage
 from ev_platform.teachers.ledger import Ledger, Settled, ledger_path
 from ev_platform_tests.serving.rows import judged, served

@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 
 from ev_platform.cli import app
 from ev_platform.collect.refused import refused_addresses
+from ev_platform.identity import frame_fingerprint
 from ev_platform.registry.takedown import tainted_versions
 from ev_platform.serving.journal import Journal, read_journal
-from ev_platform.storage import Store, frame_fingerprint
+from ev_platform.storage import Store
 from ev_platform_tests.lineage import planted
 from ev_platform_tests.lineage.planted import CHUNK, COPY_URL, DOC, EXAMPLE, KEPT, TASK, URL, files_with_planted
 from ev_platform_tests.serving.rows import served

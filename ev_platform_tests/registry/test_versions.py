@@ -5,9 +5,9 @@ from filelock import FileLock, Timeout
 
 from ev_platform import registry
 from ev_platform.errors import UserError
+from ev_platform.identity import fingerprint
 from ev_platform.registry.aliases import write_aliases
 from ev_platform.registry.digests import digest_of
-from ev_platform.storage import fingerprint
 from ev_platform.tasks.types import get_task_type
 from ev_platform_tests.registry.registered import (
     HOLD,

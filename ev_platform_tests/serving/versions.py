@@ -6,8 +6,9 @@ from pathlib import Path
 import polars as pl
 
 from ev_platform import registry
+from ev_platform.files import write_atomic
 from ev_platform.records import RegisteredModel, to_frame
-from ev_platform.storage import Store, now, write_atomic
+from ev_platform.storage import Store, now
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training.base import sha256_weights
 from ev_platform.training.export import export_serving_model

@@ -8,6 +8,7 @@ from ev_platform.training.base import (
     BUNDLED_ENCODER,
     architecture_of,
     base_model_identity,
+    chat_template,
     is_encoder,
     load_tokenizer,
     sha256_weights,
@@ -59,6 +60,17 @@ def test_causal_model_without_chat_template_is_told_and_an_encoder_needs_none(tm
     with pytest.raises(UserError, match="The tokenizer of model has no chat template: choose an instruction-tuned"):
         load_tokenizer(model)
     assert load_tokenizer(tiny_encoder).chat_template is None
+
+
+def test_chat_template_is_the_one_that_the_tokenizer_has(tmp_path):
+    write_tiny_model(tmp_path)
+    wanted = load_tokenizer(tmp_path).chat_template
+    assert chat_template(tmp_path) == wanted
+    file = tmp_path / "chat_template.jinja"
+    file.unlink()
+    config = tmp_path / "tokenizer_config.json"  # where older releases of transformers write it
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": wanted}))
+    assert chat_template(tmp_path) == wanted
 
 
 def test_export_of_a_causal_model_counts_as_causal(tmp_path):
