@@ -94,6 +94,8 @@ def materialize_graph(
     """
     from ev_platform.definitions import defs
 
+    data_root = get_settings().data_root
+    _end_dead(data_root)  # first: a killed run that is due as well does no work
     if _is_overtaken():
         # A returned state is the flow run's; the type is that of a run that did its work.
         said = "Missed while nothing was running; a later run of the schedule is due and does its work."
@@ -101,11 +103,9 @@ def materialize_graph(
     tasks = list(dict.fromkeys(tasks or ["ev_charging"]))
     check_request(defs, tasks, stages or ())
     wanted = [stage for stage in STAGES if stages is None or stage in stages]
-    data_root = get_settings().data_root
     done: dict[str, RunResult] = {}
     failed: dict[str, Exception] = {}
     with marked(data_root, str(this_flow_run.id)):
-        _end_dead(data_root)
         for name in tasks:
             try:
                 with one_run(data_root, name, say):
