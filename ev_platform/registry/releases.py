@@ -28,7 +28,7 @@ from ev_platform.retrieval import Hit, Retriever, best_score, embed, is_too_far
 from ev_platform.storage import Store
 from ev_platform.tasks import NO_ANSWER, Task
 from ev_platform.tasks.types import TaskType, get_task_type
-from ev_platform.training.base import architecture_of
+from ev_platform.training.base import architecture_of, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +171,7 @@ def checked_settings(store: Store, task: str, row: Mapping[str, Any]) -> tuple[P
     else:  # registered when open-book QA was the only type
         settings |= {"instructions": settings["description"], "has_retrieval": True}
     try:
+        load_tokenizer(folder)  # the digest of an earlier release covers the weights only
         template = template_fingerprint(folder, evaluated)
     except UserError:
         raise

@@ -47,7 +47,7 @@ TEACHER = {
     "max_tokens": 600,
     "timeout_s": 30.0,
 }
-TIMEOUT_S, STALL_S = 2.5, 60.0  # no stalled reply may come in time, however busy the machine
+TIMEOUT_S, STALL_S = 5.0, 60.0  # stalled replies never come in time, others do, however busy the machine
 
 
 @pytest.fixture(scope="module")

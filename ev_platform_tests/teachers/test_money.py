@@ -22,7 +22,7 @@ from ev_platform_tests.teachers.asking import connect, make_calls, make_config, 
 
 KINDS = ("rate_limited", "server_error", "overloaded", "stalled", "malformed", "refused", "truncated")
 FAULTS = dict.fromkeys(KINDS, 0.05)
-STALLED = {"timeout_s": 2.0, "concurrency": 32}  # the server stalls for longer
+STALLED = {"timeout_s": 5.0, "concurrency": 32}  # what is not stalled comes in time, however busy the machine
 N_CALLS = 300  # `dataset.test_paid_generation` asks a thousand
 POINTS = ("before create", "after create", "while polling", "before storing", "while storing")
 
@@ -101,7 +101,7 @@ def resident_bytes():
 
 
 def test_money_hundreds_of_calls_with_every_fault_end_with_a_value_or_a_reason(serve, ledger):
-    server = serve(faults=FAULTS, stall_s=4, retry_after_s=0.1)
+    server = serve(faults=FAULTS, stall_s=60, retry_after_s=0.1)
     budget, statuses, held, most_held = Budget(5), Counter(), WeakSet(), 0
     config = make_config(**{**STALLED, "concurrency": 16})
     before_bytes, started = 0, time.monotonic()
@@ -190,7 +190,7 @@ def test_money_killed_at_any_point_of_a_batch_and_run_again_counts_nothing_twice
 
 
 def test_money_cap_holds_by_the_servers_own_count_also_where_stalled_calls_are_counted(serve, ledger):
-    server = serve(faults={**FAULTS, "stalled": 0.1}, stall_s=4, retry_after_s=0.1)
+    server = serve(faults={**FAULTS, "stalled": 0.1}, stall_s=60, retry_after_s=0.1)
     budget, calls = Budget(0.50), list(make_calls(300, n_words=1500))
     config = make_config(**STALLED)
     client = connect(server.url, config)
