@@ -40,13 +40,13 @@ def agree(judgements: pl.DataFrame) -> Agreement:
     Args:
         judgements: The `pair_judgements` table.
     """
-    from sklearn.metrics import cohen_kappa_score
-
     both = judgements.drop_nulls(["verdict", "human"])
     judge = both["verdict"].replace("inconsistent", "tie").to_list()
     people = both["human"].to_list()
     if not judge:
         return Agreement(0, None, None)
+    from sklearn.metrics import cohen_kappa_score
+
     share = sum(a == b for a, b in zip(judge, people, strict=True)) / len(judge)
     return Agreement(len(judge), share, float(cohen_kappa_score(judge, people)) if len({*judge, *people}) > 1 else None)
 
