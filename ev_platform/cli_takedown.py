@@ -40,7 +40,8 @@ def takedown(
     """List what hangs on an address; with --apply remove it everywhere, and fetch it no more.
 
     Not to be applied while a run is under way. A model's weights cannot be searched: versions that were trained on it
-    are marked, and are promoted no more.
+    are marked, and are promoted no more. Of machines that share an object store, each removes what lies in its own
+    folder: run the same command on every one; --list says where it was not.
 
     Example: `ev-platform takedown https://site.example/page --reason "asked by its author" --apply`
     """
@@ -52,6 +53,7 @@ def takedown(
 
     settings = get_settings()
     store = Store(settings.data_root)
+    store.refresh()
     known = sorted({*stored_tasks(store), *find_tasks(settings.tasks_root)})
     if task is not None and task not in known:
         raise UserError(f"There is no task {task!r}; the tasks are {', '.join(known)}.")
@@ -103,6 +105,11 @@ def _take_down(
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
     else:
         _print(found, apply)
+        if apply and store.is_shared and not left:
+            say(
+                "The object store holds none of it any more. Other machines have copies and logs of their own: run the "
+                "same command on each."
+            )
     if left:
         raise UserError(
             f"{len(left)} files still hold words of it, such as {left[0]}: if a run or a server was writing, run the "
@@ -178,10 +185,15 @@ def _print(found: dict[str, Any], applied: bool) -> None:
 
 
 def _show(store: Store, tasks: list[str], as_json: bool) -> None:
-    from ev_platform.lineage.takedown import to_rebuild
+    from ev_platform.lineage.takedown import DONE, is_carried_out_here, to_rebuild
 
     rows = [
-        {"task": name, **row, "to_rebuild": to_rebuild(store, name) if row["state"] == "done" else []}
+        {
+            "task": name,
+            **row,
+            "here": is_carried_out_here(store, row["takedown_id"]),
+            "to_rebuild": to_rebuild(store, name) if row["state"] == DONE else [],
+        }
         for name in tasks
         for row in store.read("takedowns", name).to_dicts()
     ]
@@ -193,6 +205,7 @@ def _show(store: Store, tasks: list[str], as_json: bool) -> None:
         return
     table = Table("task", "address", "state", "decided", "by", "reason", "to be rebuilt by the next run")
     for row in rows:
-        cells = [row["task"], row["url"], row["state"], f"{row['decided_at']:%Y-%m-%d %H:%M}", row["decided_by"]]
+        state = row["state"] if row["here"] or row["state"] != DONE else "done, but not in this folder: run it here"
+        cells = [row["task"], row["url"], state, f"{row['decided_at']:%Y-%m-%d %H:%M}", row["decided_by"]]
         table.add_row(*map(escape, [*cells, row["reason"], ", ".join(row["to_rebuild"])]))
     console.print(table)

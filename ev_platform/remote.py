@@ -156,8 +156,17 @@ class Remote:
             root: Data folder.
             files: Relative to it.
         """
-        if self.has(unit):
-            return
+        if not self.has(unit):
+            self.replace(unit, root, files)
+
+    def replace(self, unit: str, root: Path, files: Iterable[str]) -> None:
+        """Upload the files of a unit, whether or not it is there; whoever reads it meanwhile is told that it differs.
+
+        Args:
+            unit: As in `push`.
+            root: Folder of the files.
+            files: Relative to it; they go where the unit's files lie.
+        """
         names = list(files)
         sums = {name: [(root / name).stat().st_size, sha256_of(root / name)] for name in names}
         self.upload(root, names)
@@ -205,6 +214,11 @@ class Remote:
             self.remove_files(files)
 
     # ---- single files, named by their bytes ----
+
+    def has_file(self, name: str) -> bool:
+        """Return whether a file is there."""
+        with self._told(f"look for {name}"):
+            return self._fs.exists(self._at(name))
 
     def upload(self, root: Path, names: list[str]) -> None:
         """Upload files of the data folder, several at once."""

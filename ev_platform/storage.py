@@ -393,6 +393,33 @@ class Store:
                 if files:
                     self._place(scratch / path, path)
 
+    def holds(self, path: str) -> bool:
+        """Return whether a body lies here or in the object store.
+
+        Args:
+            path: Relative to the data folder.
+        """
+        return (self.root / path).exists() or (self._remote is not None and self._remote.has_file(path))
+
+    def rewrite_shared(self, table: str, task: str, version: str, files: Mapping[str, bytes]) -> None:
+        """Let the object store hold other files of a version: only a takedown does so, before it writes them here.
+
+        Args:
+            table: Table.
+            task: Partition.
+            version: Which stays its name.
+            files: What is new, by suffix; the rest stays as it is here.
+        """
+        if self._remote is None:
+            return
+        unit = f"tables/{table}/{task}/{version}"
+        with self._scratch() as scratch:
+            names = [f"{unit}.parquet", f"{unit}.json"]
+            for name in names:
+                (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                (scratch / name).write_bytes(files.get(Path(name).suffix) or (self.root / name).read_bytes())
+            self._remote.replace(unit, scratch, names)
+
     def drop(self, path: str) -> None:
         """Take an artifact, a body or a version of a table out of the object store, for every machine.
 
@@ -421,15 +448,20 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def write_pointer(self, name: str, data: bytes) -> None:
+    def write_pointer(self, name: str, data: bytes, mode: int = 0o644) -> None:
         """Replace what a pointer holds.
+
+        Args:
+            name: Path relative to the data folder.
+            data: What it holds from now on.
+            mode: Permissions of the file here.
 
         Raises:
             UserError: If another machine has replaced it since it was read here; nothing is changed then.
         """
         if self._remote is not None:
             self._remote.write(name, data)
-        write_atomic(self.root / name, data)
+        write_atomic(self.root / name, data, mode)
 
     # ---- the object store ----
 

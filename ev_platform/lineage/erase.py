@@ -22,7 +22,6 @@ from typing import Any
 
 import polars as pl
 
-from ev_platform.errors import UserError
 from ev_platform.files import write_atomic
 from ev_platform.identity import frame_fingerprint
 from ev_platform.lineage.dependants import BODIES, MASK, Ids, every, redact
@@ -74,13 +73,8 @@ def erase(store: Store, made: Plan, *, apply: bool, progress: Callable[[str], No
         progress: Called with what is being looked at.
 
     Raises:
-        UserError: If a server holds the log of requests, or the store is shared through an object store.
+        UserError: If a server holds the log of requests, or the object store of a shared one cannot be written.
     """
-    if store.is_shared and apply:
-        raise UserError(
-            "This data folder is the cache of an object store, whose copies a takedown does not reach yet: nothing was "
-            "changed."
-        )
     done, quotes = Erasure(Counter(), Counter(), Counter()), made.quotes
     for task, it in made.tasks.items():
         progress(f"tables of {task}")
@@ -136,11 +130,14 @@ def _tables(store: Store, takedown_id: str, task: str, ids: Ids, quotes: Quotes,
                 config |= {"taken_down": sorted({*config.get("taken_down", []), takedown_id})}
                 print_ = frame_fingerprint(table, _as_declared(table, rows.frame))
                 after = replace(record, n_rows=rows.frame.height, fingerprint=print_, config=config)
-            # The sidecar first: killed in between, the rows are found again, and both are written as now.
-            write_atomic(file.with_suffix(".json"), json.dumps(asdict(after), indent=1).encode())
+            files = {".json": json.dumps(asdict(after), indent=1).encode()}
             if rows.n_removed or rows.n_masked:
-                frame = rows.frame.select(pl.lit(task).alias("task"), pl.all())
-                write_atomic(file, parquet_bytes(frame), file.stat().st_mode & 0o777)
+                files[".parquet"] = parquet_bytes(rows.frame.select(pl.lit(task).alias("task"), pl.all()))
+            store.rewrite_shared(table, task, record.version, files)
+            # The sidecar first: killed in between, the rows are found again, and all is written as now.
+            for suffix, data in files.items():
+                target = file.with_suffix(suffix)
+                write_atomic(target, data, target.stat().st_mode & 0o777)
 
 
 def _without(value: Any, quotes: Quotes) -> Any:
@@ -178,10 +175,11 @@ def _blobs(store: Store, task: str, ids: Ids, done: Erasure, apply: bool) -> Non
         if name != task or url not in ids.urls
     }
     for path in sorted(ids.blobs - needed):
-        if (store.root / path).exists():
+        if store.holds(path):
             done.add(task, "blobs", 1)
             if apply:
-                (store.root / path).unlink()
+                store.drop(path)
+                (store.root / path).unlink(missing_ok=True)
 
 
 # ---- teachers ----

@@ -2,7 +2,8 @@
 
 A takedown is planned over all stored versions (`plan`), written down (`begin`), carried out (`erase.erase`), and
 declared done (`finish`). The plan lies beside the tables, in ids and hashes and never in words, until all is gone: a
-process killed in between is followed by the same command, which goes on with it.
+process killed in between is followed by the same command, which goes on with it. Of a store that several machines
+share it stays there: each machine's folder has copies and logs of its own, which the same command, run there, removes.
 
 What does not belong here: removing and masking (`erase`), the rules of what hangs on what (`dependants`), and what a
 tainted version may not do (`registry`).
@@ -13,13 +14,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 
 import polars as pl
 
 from ev_platform.collect.refused import refusal_key
 from ev_platform.errors import UserError
-from ev_platform.files import write_atomic
 from ev_platform.identity import short_id
 from ev_platform.lineage.dependants import BODIES, DOCUMENTS, ROWS, Ids, dependants, every, redact, versions
 from ev_platform.lineage.quotes import Quotes
@@ -98,7 +97,7 @@ def plan(store: Store, url: str, tasks: Iterable[str], *, for_all_tasks: bool, w
         texts |= own
     others = (text for name in stored_tasks(store) for text in _other_texts(store, name, made.tasks.get(name)))
     made.hashes = Quotes.of(texts, others).hashes
-    return _merged(made, _read(_file(store, made.takedown_id)))
+    return _merged(made, _read(store, made.takedown_id))
 
 
 def _plan_task(store: Store, task: str, key: str, url: str, with_duplicates: bool) -> tuple[TaskPlan, set[str]]:
@@ -162,14 +161,20 @@ def _other_texts(store: Store, task: str, planned: TaskPlan | None) -> Iterator[
 # ---- the plan of a takedown under way ----
 
 
-def _file(store: Store, takedown_id: str) -> Path:
-    return store.root / "takedowns" / f"{takedown_id}.json"
+def _pointer(takedown_id: str) -> str:
+    return f"takedowns/{takedown_id}.json"
 
 
-def _read(file: Path) -> Plan | None:
-    if not file.exists():
+def is_carried_out_here(store: Store, takedown_id: str) -> bool:
+    """Return whether a takedown that is done was applied to this data folder; without an object store there is one."""
+    return not store.is_shared or (store.root / _pointer(takedown_id)).exists()
+
+
+def _read(store: Store, takedown_id: str) -> Plan | None:
+    data = store.read_pointer(_pointer(takedown_id))
+    if not data:
         return None
-    content = json.loads(file.read_text())
+    content = json.loads(data)
     tasks = {
         name: TaskPlan(**it | {"ids": Ids(**{kind: set(ids) for kind, ids in it["ids"].items()})})
         for name, it in content["tasks"].items()
@@ -201,14 +206,15 @@ def begin(store: Store, made: Plan, touched: dict[str, dict[str, str]], *, reaso
         by: Who decided it.
     """
     content = asdict(made)
-    write_atomic(_file(store, made.takedown_id), json.dumps(content, default=sorted).encode(), 0o600)
+    store.write_pointer(_pointer(made.takedown_id), json.dumps(content, default=sorted).encode(), 0o600)
     _record(store, made, REMOVING, touched, reason, by)
 
 
 def finish(store: Store, made: Plan, *, reason: str, by: str) -> None:
-    """Declare a takedown done, which `begin` wrote down; its plan is deleted."""
+    """Declare a takedown done, which `begin` wrote down; its plan is deleted, unless other machines need it."""
     _record(store, made, DONE, {}, reason, by)
-    _file(store, made.takedown_id).unlink(missing_ok=True)
+    if not store.is_shared:
+        (store.root / _pointer(made.takedown_id)).unlink(missing_ok=True)
 
 
 def _record(store: Store, made: Plan, state: str, touched: dict[str, dict[str, str]], reason: str, by: str) -> None:
@@ -262,6 +268,8 @@ def undo(store: Store, url: str, tasks: Iterable[str]) -> list[str]:
             )
         state = pl.when(mine).then(pl.lit(UNDONE)).otherwise(pl.col("state")).alias("state")
         store.publish("takedowns", task, rows.with_columns(state))
+        for takedown_id in rows.filter(mine)["takedown_id"] if store.is_shared else []:
+            store.write_pointer(_pointer(takedown_id), b"", 0o600)  # what is fetched from now on was never taken down
         allowed.append(task)
     if not allowed:
         raise UserError(f"{url} was not taken down: `ev-platform takedown --list` shows what was.")

@@ -1,20 +1,49 @@
 """The Prefect flow and the command that starts it, each in a process of its own, as a person runs them."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from ev_platform.storage import Store
-from ev_platform_tests.tiny import write_tiny_task
+from ev_platform_tests.tiny import write_tiny_model, write_tiny_task
 
 FLOW = """
 from ev_platform.flows.weekly import materialize_graph
 result = materialize_graph(tasks=["tiny"], stages=["collect"])["tiny"]
 print(type(result).__name__, sorted(result.computed), result.unchanged, result.failed_checks)
+"""
+# The host that one asset works on is gone for a moment; the calls are counted, of the asset before it as well.
+OUTAGE = """
+import json
+from ev_platform import corpus
+from ev_platform.flows import weekly
+
+calls = []
+
+def counted(name, error=None):
+    compute = getattr(corpus, name)
+
+    def run(*arguments, **options):
+        calls.append(name)
+        if error and calls.count(name) == 1:
+            raise error
+        return compute(*arguments, **options)
+
+    setattr(corpus, name, run)
+
+for name in ("extract_documents", "chunk_documents", "summarise_corpus"):
+    counted(name)
+counted("clean_documents", ConnectionResetError("the host is gone"))
+weekly._stage = weekly._stage.with_options(retry_delay_seconds=0)
+state = weekly.materialize_graph(tasks=["tiny"], stages=["collect", "corpus"], return_state=True)
+result = state.result()["tiny"]
+print(json.dumps([state.name, calls, sorted(result.computed), sorted(result.unchanged)]))
 """
 
 
@@ -58,6 +87,24 @@ def test_flow_with_one_stage_collects_and_leaves_no_process_behind(workspace):
     while left_behind(workspace) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left_behind(workspace) == []
+
+
+def test_retry_after_an_outage_goes_on_at_the_asset_that_failed(workspace):
+    write_tiny_model(workspace / "model")
+    done = run(workspace, "-c", OUTAGE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    state, calls, computed, unchanged = json.loads(done.stdout.strip().splitlines()[-1])
+    assert state == "Completed"
+    # What had succeeded is not computed again, in the stage that failed or in the one before; the rest is.
+    assert calls == ["extract_documents", "clean_documents", "clean_documents", "chunk_documents", "summarise_corpus"]
+    assert unchanged == ["base_model", "documents"]
+    assert {"clean_documents", "dropped_documents", "chunks", "chunk_vectors", "corpus_report"} <= set(computed)
+    store = Store(workspace / "data")
+    tables = ("raw_pages", "base_model", "documents", "clean_documents", "chunks")
+    assert {table: len(store.history(table, "tiny")) for table in tables} == dict.fromkeys(tables, 1)
+    with dg.DagsterInstance.from_config(str(workspace / "data" / "dagster")) as instance:
+        runs = [run.status.value for run in reversed(instance.get_runs())]
+    assert runs == ["SUCCESS", "FAILURE", "SUCCESS"]  # collect, corpus, and corpus again
 
 
 def test_command_for_an_unknown_task_prints_one_sentence_before_prefect_is_started(workspace):

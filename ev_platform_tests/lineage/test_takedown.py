@@ -12,9 +12,11 @@ from ev_platform.collect.refused import refused_addresses
 from ev_platform.identity import frame_fingerprint
 from ev_platform.registry.takedown import tainted_versions
 from ev_platform.serving.journal import Journal, read_journal
+from ev_platform.settings import get_settings
 from ev_platform.storage import Store
 from ev_platform_tests.lineage import planted
 from ev_platform_tests.lineage.planted import CHUNK, COPY_URL, DOC, EXAMPLE, KEPT, TASK, URL, files_with_planted
+from ev_platform_tests.object_store import s3_server
 from ev_platform_tests.serving.rows import served
 
 TABLES = ("raw_pages", "documents", "clean_documents", "chunks", "chunk_vectors", "qa_candidates", "examples")
@@ -150,6 +152,48 @@ def test_log_of_a_living_server_loses_the_words_and_no_row(store):
         log.close()
     rows = read_journal(store.root, "requests").sort("request_id").select("request_id", "answer").rows()
     assert rows == [("req_1", "[taken down]"), ("req_2", "32 A."), ("req_3", "[taken down]"), ("req_4", "32 A.")]
+
+
+def test_shared_store_loses_it_too_and_every_machine_what_lies_in_its_own_folder(own_folders, monkeypatch):
+    pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
+    pytest.importorskip("moto", reason="moto is not installed")
+    with s3_server() as url:
+        monkeypatch.setenv("EV_STORE_URL", url)
+        get_settings.cache_clear()
+        store = planted.plant(own_folders / "data")
+        copy = Store(own_folders / "other" / "data")  # the other machine has brought all of it, and served a request
+        copy.refresh()
+        copy.bring(store.read("raw_pages", TASK)["path"])
+        log = Journal(copy.root, "requests")
+        log.add(served("req_9", chunk_ids=[CHUNK], answer=planted.SENTENCES[0]))
+        log.close()
+        third = own_folders / "third" / "data"
+
+        assert downloaded(url, own_folders / "before") & {"tables", "blobs"}
+        assert "run the same command on each" in " ".join(applied().split())
+        assert files_with_planted(store.root) == set()
+        assert downloaded(url, own_folders / "after") == set()
+        assert Store(third).read("documents", TASK)["text"].to_list() == [KEPT]
+        assert [r.n_rows for r in Store(third).history("chunks", TASK)] == [1, 1]
+
+        monkeypatch.setenv("EV_DATA_DIR", str(copy.root))
+        get_settings.cache_clear()
+        assert any(name.startswith("tables") for name in files_with_planted(copy.root))
+        assert not json.loads(take_down("--list", "--json"))[0]["here"]
+        applied()
+        assert files_with_planted(copy.root) == set()
+        assert json.loads(take_down("--list", "--json"))[0]["here"]
+        assert read_journal(copy.root, "requests")["answer"].to_list() == ["[taken down]"]
+        take_down(URL, "--undo")
+        assert refused_addresses(Store(third), TASK) == set()
+
+
+def downloaded(url, folder):
+    """Copy an object store; return the folders of those files that hold a planted sentence."""
+    import s3fs
+
+    s3fs.S3FileSystem(use_listings_cache=False).get(url, str(folder), recursive=True)
+    return {name.split("/")[0] for name in files_with_planted(folder)}
 
 
 def test_same_text_under_another_address_is_told_and_goes_only_if_asked(tmp_path, own_folders):
