@@ -24,7 +24,7 @@ from ev_platform.corpus import chunk_documents, clean_documents, extract_documen
 from ev_platform.errors import UserError
 from ev_platform.identity import frame_fingerprint
 from ev_platform.retrieval import embed_chunks
-from ev_platform.tasks import CorpusConfig
+from ev_platform.tasks.config import CorpusConfig
 from ev_platform_tests.corpus.files import PROSE, bodies_of, page, pdf
 
 RAY = Path(sys.executable).with_name("ray")

@@ -20,7 +20,8 @@ from ev_platform.corpus.extract import extract_documents
 from ev_platform.corpus.relevance import relevances
 from ev_platform.records import RawBody, to_frame
 from ev_platform.storage import Store
-from ev_platform.tasks import CorpusConfig, get_task
+from ev_platform.tasks import get_task
+from ev_platform.tasks.config import CorpusConfig
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 CONFIG = CorpusConfig()

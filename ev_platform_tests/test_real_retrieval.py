@@ -17,7 +17,8 @@ from ev_platform.corpus.chunk import chunk_documents
 from ev_platform.corpus.text import read_text
 from ev_platform.evaluation.retrieval_report import as_table, score_retrieval
 from ev_platform.records import DatasetRow, schema_of, to_frame
-from ev_platform.tasks import CorpusConfig, RetrievalConfig, Task
+from ev_platform.tasks import Task
+from ev_platform.tasks.config import CorpusConfig, RetrievalConfig
 from ev_platform.tasks.rows import read_rows
 
 MANUAL = Path(__file__).parents[2] / "shared" / "data" / "vehicle_manual"

@@ -18,7 +18,7 @@ from ev_platform.registry import locked, read_aliases
 from ev_platform.registry.promotion import rollback, settle
 from ev_platform.remote import MovedError, Remote, one_view
 from ev_platform.storage import Store
-from ev_platform.tasks import Sources
+from ev_platform.tasks.sources import Sources
 from ev_platform_tests.object_store import s3_server
 from ev_platform_tests.registry.registered import PlainStore, add_version, conclude, gate
 

@@ -22,7 +22,7 @@ from ev_platform.files import write_atomic
 from ev_platform.identity import code_version, fingerprint, frame_fingerprint, short_id
 from ev_platform.records import Metric, to_frame
 from ev_platform.storage import Store, now
-from ev_platform.tasks import Sources
+from ev_platform.tasks.sources import Sources
 
 # A version of the table `eval_report` whose rows all hold its own number, one row more each time, so that a reader
 # can tell a whole version from a torn one.

@@ -13,7 +13,7 @@ from w3lib.encoding import html_body_declared_encoding, html_to_unicode, read_bo
 
 from ev_platform.records import RawBody
 from ev_platform.storage import now
-from ev_platform.tasks import Sources
+from ev_platform.tasks.sources import Sources
 
 HTML = "text/html"
 PDF = "application/pdf"

@@ -21,7 +21,7 @@ from ev_platform.collect.robots import MAX_ROBOTS_BYTES, Robots
 from ev_platform.collect.site import Mirrors
 from ev_platform.collect.transfer import Answer, Client
 from ev_platform.collect.urls import address_key, normalise
-from ev_platform.tasks import Sources
+from ev_platform.tasks.sources import Sources
 
 MAX_REDIRECTS = 10
 ATTEMPTS = 3

@@ -23,7 +23,7 @@ from ev_platform.collect.refused import TAKEN_DOWN, canonical_key
 from ev_platform.collect.urls import address_key, extension
 from ev_platform.records import RawBody
 from ev_platform.storage import Store, now
-from ev_platform.tasks import Sources
+from ev_platform.tasks.sources import Sources
 
 _LONG_BYTES = 500_000  # some 5 ms of work; more would keep the requests waiting
 _log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import polars as pl
 from ev_platform.corpus.blocks import RULE, Block, finer, parse_blocks
 from ev_platform.identity import short_id
 from ev_platform.records import Chunk, to_frame
-from ev_platform.tasks import CorpusConfig
+from ev_platform.tasks.config import CorpusConfig
 
 CountTokens = Callable[[Sequence[str]], list[int]]
 

@@ -16,7 +16,7 @@ from ev_platform.corpus.language import UNSURE_BELOW
 from ev_platform.corpus.quality import judge_quality
 from ev_platform.corpus.relevance import relevances
 from ev_platform.records import CleanDocument, DroppedDocument, to_frame
-from ev_platform.tasks import CorpusConfig
+from ev_platform.tasks.config import CorpusConfig
 
 # Documents at least this similar share a cluster and therefore a side of the train/test split, even where they are
 # too different to be dropped as near-duplicates.

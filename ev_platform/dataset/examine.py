@@ -16,7 +16,7 @@ import polars as pl
 from ev_platform.errors import UserError
 from ev_platform.evaluation.metrics import score_answers, score_labels
 from ev_platform.records import TeacherAnswer, TeacherEvaluation, to_frame
-from ev_platform.tasks import TeacherEvaluationConfig
+from ev_platform.tasks.config import TeacherEvaluationConfig
 from ev_platform.tasks.splitting import spread_evenly
 from ev_platform.teachers import AnswerJob, Brief, JudgeJob, Judgement, Outcome, Teacher, TextJob
 

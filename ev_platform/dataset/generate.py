@@ -18,7 +18,8 @@ from ev_platform.dataset.sampling import held_out, list_passages, not_asked, pla
 from ev_platform.errors import UserError
 from ev_platform.identity import short_id
 from ev_platform.records import Example, GenerationOutcome, to_frame
-from ev_platform.tasks import DatasetConfig, Task
+from ev_platform.tasks import Task
+from ev_platform.tasks.config import DatasetConfig
 from ev_platform.tasks.rows import TaskRow
 from ev_platform.tasks.types import get_task_type
 from ev_platform.teachers import UNANSWERABLE, Brief, Draft, GenerationJob, Outcome, Shot, Teacher, TextJob

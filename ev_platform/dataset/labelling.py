@@ -12,7 +12,7 @@ from ev_platform.dataset.locate import plain
 from ev_platform.dataset.sampling import in_seeded_order, not_asked, text_id, was_asked
 from ev_platform.identity import short_id
 from ev_platform.records import Example, GenerationOutcome
-from ev_platform.tasks import DatasetConfig
+from ev_platform.tasks.config import DatasetConfig
 from ev_platform.tasks.rows import TaskRow
 from ev_platform.teachers import Brief, Label, Outcome, Teacher, TextJob
 

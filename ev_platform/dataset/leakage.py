@@ -16,7 +16,7 @@ from ev_platform.dataset.overlap import Overlap, find_overlaps
 from ev_platform.files import write_atomic
 from ev_platform.identity import code_version, fingerprint
 from ev_platform.storage import Record, Store
-from ev_platform.tasks import DatasetConfig
+from ev_platform.tasks.config import DatasetConfig
 
 
 def find_leaks(

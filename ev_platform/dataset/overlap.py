@@ -18,7 +18,7 @@ import polars as pl
 from ev_platform.dataset.grounding import content_stems, opposites
 from ev_platform.dataset.locate import find_shared
 from ev_platform.dataset.quantities import NUMBER_WORDS
-from ev_platform.tasks import DatasetConfig
+from ev_platform.tasks.config import DatasetConfig
 
 Row = Mapping[str, Any]
 Embed = Callable[[Sequence[str]], np.ndarray]

@@ -21,7 +21,7 @@ from ev_platform.dataset.locate import find_shared
 from ev_platform.identity import short_id
 from ev_platform.prompting import passage_text
 from ev_platform.records import Example, GenerationOutcome
-from ev_platform.tasks import DatasetConfig
+from ev_platform.tasks.config import DatasetConfig
 from ev_platform.teachers import UNANSWERABLE, GenerationJob, Outcome, QuestionPlan
 
 Item = TypeVar("Item")

@@ -18,7 +18,7 @@ from ev_platform.identity import fingerprint, short_id
 from ev_platform.prompting import Messages, passage_text
 from ev_platform.records import DatasetRow, to_frame
 from ev_platform.retrieval import Retriever
-from ev_platform.tasks import DatasetConfig, RetrievalConfig
+from ev_platform.tasks.config import DatasetConfig, RetrievalConfig
 from ev_platform.tasks.splitting import choose_groups
 from ev_platform.tasks.types import TaskType
 

@@ -36,7 +36,7 @@ from ev_platform.dataset.overlap import (
 from ev_platform.identity import short_id
 from ev_platform.prompting import passage_text
 from ev_platform.records import Example, RejectedExample, Review, to_frame
-from ev_platform.tasks import DatasetConfig
+from ev_platform.tasks.config import DatasetConfig
 from ev_platform.tasks.types import TaskType
 from ev_platform.teachers import Check, CheckJob, Outcome
 

@@ -28,7 +28,7 @@ from ev_platform.defs.stage import (
 from ev_platform.evaluation import metrics
 from ev_platform.identity import code_version
 from ev_platform.storage import Record
-from ev_platform.tasks import DatasetConfig
+from ev_platform.tasks.config import DatasetConfig
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training import tokens
 from ev_platform.training.tokens import chats_counter

@@ -21,7 +21,8 @@ from ev_platform.errors import UserError
 from ev_platform.evaluation.predicting import evaluated_rows
 from ev_platform.records import AbstentionScore, AbstentionShare, to_frame
 from ev_platform.retrieval import Retriever, best_score, is_too_far
-from ev_platform.tasks import Task, TaskConfig
+from ev_platform.tasks import Task
+from ev_platform.tasks.config import TaskConfig
 from ev_platform.tasks.splitting import spread_evenly
 from ev_platform.tasks.types import get_task_type
 

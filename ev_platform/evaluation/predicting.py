@@ -20,7 +20,7 @@ from ev_platform.evaluation.metrics import groundedness, is_abstention, score_an
 from ev_platform.evaluation.systems import CHAMPION, open_systems
 from ev_platform.identity import short_id
 from ev_platform.records import Prediction, to_frame
-from ev_platform.tasks import TaskConfig
+from ev_platform.tasks.config import TaskConfig
 from ev_platform.tasks.splitting import spread_evenly
 from ev_platform.tasks.types import TaskType
 

@@ -14,7 +14,7 @@ from ev_platform.evaluation.statistics import mean_interval
 from ev_platform.pages import AMBER, BLUE, GREEN, GRID, INK, new_axes
 from ev_platform.records import RetrievalScore, to_frame
 from ev_platform.retrieval import METHODS, Retriever
-from ev_platform.tasks import RetrievalConfig
+from ev_platform.tasks.config import RetrievalConfig
 
 DEPTHS = (1, 5, 10)
 LEVELS = {"chunk": "chunk_id", "document": "document_id"}  # and the column that says which it is

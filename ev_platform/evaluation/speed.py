@@ -22,7 +22,7 @@ import polars as pl
 from ev_platform.engine_base import Engine
 from ev_platform.prompting import Messages, passage_text
 from ev_platform.records import InferenceFigure, to_frame
-from ev_platform.tasks import EvaluationConfig
+from ev_platform.tasks.config import EvaluationConfig
 from ev_platform.tasks.splitting import spread_evenly
 from ev_platform.tasks.types import TaskType
 

@@ -17,7 +17,7 @@ from ev_platform.engine_base import Engine
 from ev_platform.evaluation.answering import Answer, Passage, Row, Search, System
 from ev_platform.evaluation.floors import FirstSentence, LinearProbe, Majority
 from ev_platform.retrieval import Retriever
-from ev_platform.tasks import TaskConfig
+from ev_platform.tasks.config import TaskConfig
 from ev_platform.tasks.types import TaskType
 
 if TYPE_CHECKING:

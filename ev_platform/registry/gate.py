@@ -20,7 +20,7 @@ from ev_platform.evaluation.summary import deciding_metric, differences_of
 from ev_platform.records import GateCheck, to_frame
 from ev_platform.registry.strangers import Strangers
 from ev_platform.registry.versions import SHIPPED
-from ev_platform.tasks import PromotionConfig
+from ev_platform.tasks.config import PromotionConfig
 from ev_platform.tasks.types import TaskType
 
 # Check to what it asks, in the order in which a person wants to read them.

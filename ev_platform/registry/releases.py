@@ -26,7 +26,8 @@ from ev_platform.registry.similarity import trained_vectors
 from ev_platform.registry.versions import resolve, template_fingerprint
 from ev_platform.retrieval import Hit, Retriever, best_score, embed, is_too_far
 from ev_platform.storage import Store
-from ev_platform.tasks import NO_ANSWER, Task
+from ev_platform.tasks import Task
+from ev_platform.tasks.config import NO_ANSWER
 from ev_platform.tasks.types import TaskType, get_task_type
 from ev_platform.training.base import architecture_of, load_tokenizer
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import Columns, Task
+from ev_platform.tasks import Task
+from ev_platform.tasks.config import Columns
 from ev_platform.tasks.formats import (
     SUFFIXES,
     Problem,

@@ -17,7 +17,7 @@ from anthropic.types.messages import MessageBatch
 from pydantic import SecretStr
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import TeacherConfig
+from ev_platform.tasks.config import TeacherConfig
 from ev_platform.teachers.calls import Batch, Call, LostBatchError, Reply, Usage
 from ev_platform.teachers.connections import MAY_BE_COUNTED, BrokenOffError, PerLoop, break_off, one_line
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ev_platform.tasks import Price, TeacherConfig
+from ev_platform.tasks.config import Price, TeacherConfig
 from ev_platform.teachers.batches import Batches, Item, Pauses
 from ev_platform.teachers.budget import Budget
 from ev_platform.teachers.calls import Call, Client

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import Price, TeacherConfig
+from ev_platform.tasks.config import Price, TeacherConfig
 from ev_platform.teachers.batches import HANDFUL
 from ev_platform.teachers.calls import Call, Client, Usage
 from ev_platform.teachers.ledger import Ledger

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
 from ev_platform.prompting import passage_text
-from ev_platform.tasks import Price, TeacherConfig
+from ev_platform.tasks.config import Price, TeacherConfig
 from ev_platform.teachers import (
     AnswerJob,
     Brief,

@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletion
 from pydantic import SecretStr, ValidationError
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import TeacherConfig
+from ev_platform.tasks.config import TeacherConfig
 from ev_platform.teachers.calls import Call, Reply, Usage
 from ev_platform.teachers.connections import (
     MAY_BE_COUNTED,

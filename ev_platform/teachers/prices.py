@@ -15,7 +15,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import Price, TeacherConfig, read_model
+from ev_platform.tasks.config import Price, TeacherConfig
+from ev_platform.tasks.models import read_model
 from ev_platform.teachers.calls import Call, Usage, shape_of
 
 PRICES = Path(__file__).with_name("prices.yaml")

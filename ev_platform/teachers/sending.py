@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import Price, TeacherConfig
+from ev_platform.tasks.config import Price, TeacherConfig
 from ev_platform.teachers.budget import Budget
 from ev_platform.teachers.calls import Call, Client, Reply, Usage
 from ev_platform.teachers.ledger import Entry, Ledger, Settled

@@ -14,7 +14,7 @@ import polars as pl
 
 from ev_platform.errors import UserError
 from ev_platform.training.base import hide_loading_bars, load_tokenizer
-from ev_platform.training.loop import Job, Result, arguments, fit
+from ev_platform.training.loop import Job, Result, arguments, fit, make_portable
 from ev_platform.training.recipes import Recipe
 
 _IGNORED = -100  # label of a token without a loss
@@ -88,6 +88,7 @@ def train_causal(job: Job) -> Result:
         n_answer_tokens=sum(label != _IGNORED for row in rows for label in row["labels"]),
     )
     trainer.model.save_pretrained(job.out)
+    make_portable(job)
     tokenizer.save_pretrained(job.out)
     if recipe.method != "full":
         shutil.copy2(job.base / "config.json", job.out / "config.json")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ev_platform.cluster import connected, last_line
 from ev_platform.errors import UserError
-from ev_platform.training.loop import Job, Result
+from ev_platform.training.loop import Job, Result, count_threads
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -68,6 +68,10 @@ def _run(job: Job, n_workers: int, resources: dict[str, float]) -> Result:
     from ray.train.torch import TorchTrainer
 
     is_gpu = "GPU" in resources
+    if n_workers == 1:  # it stands for this process, and trains its bytes: Ray would give it as many threads as CPUs
+        job = dataclasses.replace(
+            job, recipe=job.recipe.model_copy(update={"threads": job.recipe.threads or count_threads()})
+        )
     folders = {name: getattr(job, name).resolve() for name in ("base", "out", "checkpoints")}
     folders["checkpoints"].mkdir(parents=True, exist_ok=True)
     run = ray_train.RunConfig(

@@ -19,7 +19,7 @@ from ev_platform.errors import UserError
 from ev_platform.pooling import classifier_class
 from ev_platform.prompting import split_input
 from ev_platform.training.base import hide_loading_bars, load_tokenizer
-from ev_platform.training.loop import Job, Result, arguments, fit
+from ev_platform.training.loop import Job, Result, arguments, fit, make_portable
 from ev_platform.training.recipes import Recipe
 
 _TASK_TYPES = {"classification": "SEQ_CLS", "extractive": "QUESTION_ANS"}  # as peft calls them
@@ -216,6 +216,7 @@ def _loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
 
 def _save(job: Job, model: Any, tokenizer: Any) -> None:
     model.save_pretrained(job.out)
+    make_portable(job)
     model.config.save_pretrained(job.out)  # peft does not
     tokenizer.save_pretrained(job.out)
 

@@ -10,7 +10,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -150,7 +152,8 @@ def fit(trainer: Any, job: Job, *, n_tokens: int, n_answer_tokens: int) -> Resul
     before = _sums(trainer.model)
     meter = _energy_meter()
     try:
-        trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        with _threads(job.recipe) as n_threads:
+            trainer.train(resume_from_checkpoint=None if found is None else str(found))
     except UserError:
         raise
     except Exception as error:
@@ -201,7 +204,41 @@ def fit(trainer: Any, job: Job, *, n_tokens: int, n_answer_tokens: int) -> Resul
         "n_trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "n_unchanged_tensors": n_still,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "n_threads": n_threads,
     }, steps
+
+
+def count_threads() -> int:
+    """Return the threads that torch has in this process, whatever another library made of them in this thread.
+
+    CTranslate2 sets OpenMP's number for the thread that loads a model: torch then went on there with one, and trained
+    other last digits than before.
+    """
+    import torch
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+@contextmanager
+def _threads(recipe: Recipe) -> Iterator[int]:
+    """Let torch use the recipe's number of threads, and yield it."""
+    import torch
+
+    usual = count_threads()
+    torch.set_num_threads(recipe.threads or usual)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(usual)
+
+
+def make_portable(job: Job) -> None:
+    """Let what peft saved name the base model as the recipe does, not by the folder it lay in on this machine."""
+    for file in (job.out / "adapter_config.json", job.out / "README.md"):
+        if file.exists():
+            text = file.read_text(encoding="utf-8").replace(str(job.base), job.recipe.base_model)
+            file.write_text(text, encoding="utf-8")
 
 
 def peak_memory_bytes() -> int:

@@ -25,7 +25,8 @@ import pytest
 from ev_platform.collect import collect_pages
 from ev_platform.records import to_frame
 from ev_platform.storage import Store
-from ev_platform.tasks import Sources, Task
+from ev_platform.tasks import Task
+from ev_platform.tasks.sources import Sources
 
 N_PAGES = 2_000
 CONCURRENCY = 16

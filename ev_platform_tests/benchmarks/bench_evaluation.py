@@ -27,7 +27,7 @@ from ev_platform.evaluation.summary import summarise
 from ev_platform.identity import short_id
 from ev_platform.records import Chunk, to_frame
 from ev_platform.retrieval import embed_chunks
-from ev_platform.tasks import TaskConfig
+from ev_platform.tasks.config import TaskConfig
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training.packages import write_ctranslate2
 

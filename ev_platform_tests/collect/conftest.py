@@ -11,7 +11,8 @@ import pytest
 from ev_platform.collect import collect_pages
 from ev_platform.records import to_frame
 from ev_platform.storage import Store
-from ev_platform.tasks import Sources, Task
+from ev_platform.tasks import Task
+from ev_platform.tasks.sources import Sources
 
 AGENT = "ev-platform-test/1.0"
 PDF = b"%PDF-1.7\n1 0 obj\n"

@@ -16,7 +16,7 @@ from ev_platform.collect.fetch import Fetcher
 from ev_platform.collect.pace import retry_after_s
 from ev_platform.collect.robots import MAX_ROBOTS_BYTES, Robots
 from ev_platform.collect.site import Mirrors
-from ev_platform.tasks import Sources
+from ev_platform.tasks.sources import Sources
 
 from .conftest import AGENT, page
 

@@ -27,7 +27,8 @@ from pathlib import Path
 from ev_platform.collect import collect_pages
 from ev_platform.records import to_frame
 from ev_platform.storage import Store
-from ev_platform.tasks import Sources, Task
+from ev_platform.tasks import Task
+from ev_platform.tasks.sources import Sources
 root, folder, agent, concurrency = sys.argv[1:]
 task = Task("a_task", Path(folder))
 task.__dict__["sources"] = Sources(seeds=[root], concurrency=int(concurrency))

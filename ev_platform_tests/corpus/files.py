@@ -6,7 +6,7 @@ import pymupdf  # noqa: TID253 - these tests make PDFs; loading the graph is no 
 
 from ev_platform.collect.bodies import blank_row
 from ev_platform.records import to_frame
-from ev_platform.tasks import Sources
+from ev_platform.tasks.sources import Sources
 
 PROSE = (
     "A charging cable that carries more than 32 A is checked once a year by an electrician. The check covers the "

@@ -7,7 +7,7 @@ import pytest
 
 from ev_platform.corpus.chunk import chunk_documents
 from ev_platform.records import schema_of
-from ev_platform.tasks import CorpusConfig
+from ev_platform.tasks.config import CorpusConfig
 
 SMALL = CorpusConfig(chunk_tokens=32, chunk_min_tokens=8)
 

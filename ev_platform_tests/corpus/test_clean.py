@@ -11,7 +11,7 @@ from ev_platform.corpus.relevance import relevances
 from ev_platform.identity import short_id
 from ev_platform.records import schema_of
 from ev_platform.storage import now
-from ev_platform.tasks import CorpusConfig
+from ev_platform.tasks.config import CorpusConfig
 
 ABOUT = "Answer questions about electric vehicle charging stations, cables and connectors."
 CONFIG = CorpusConfig(min_words=20)

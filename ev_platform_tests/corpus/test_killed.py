@@ -15,7 +15,8 @@ import pytest
 from ev_platform.collect.bodies import blank_row
 from ev_platform.records import stable_columns, to_frame
 from ev_platform.storage import Store
-from ev_platform.tasks import CorpusConfig, Sources
+from ev_platform.tasks.config import CorpusConfig
+from ev_platform.tasks.sources import Sources
 from ev_platform_tests.tiny import PAGES, page
 
 N_KILLS = 5

@@ -11,7 +11,8 @@ from ev_platform.corpus import extract as extract_module
 from ev_platform.corpus.extracted import UnusableError
 from ev_platform.corpus.text import read_text, title_of
 from ev_platform.records import to_frame
-from ev_platform.tasks import CorpusConfig, Sources
+from ev_platform.tasks.config import CorpusConfig
+from ev_platform.tasks.sources import Sources
 
 ABOUT = "Answer questions about electric vehicle charging stations, cables and connectors."
 WIPERS = (

@@ -11,7 +11,8 @@ from ev_platform.dataset.examine import examine_teacher
 from ev_platform.errors import UserError
 from ev_platform.evaluation.metrics import score_rows
 from ev_platform.records import Example, TeacherAnswer, TeacherEvaluation, to_frame
-from ev_platform.tasks import TaskConfig, TeacherEvaluationConfig, read_model
+from ev_platform.tasks.config import TaskConfig, TeacherEvaluationConfig
+from ev_platform.tasks.models import read_model
 from ev_platform.teachers import Brief, Judgement, Label, Outcome
 
 BRIEF = Brief("Answer questions about charging.", "open_book_qa")

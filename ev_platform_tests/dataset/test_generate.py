@@ -10,7 +10,8 @@ from ev_platform.dataset.labelling import TEXTS_PER_LABEL
 from ev_platform.dataset.sampling import plan_questions, text_id
 from ev_platform.errors import UserError
 from ev_platform.records import Chunk, schema_of, to_frame
-from ev_platform.tasks import DatasetConfig, Price, Task, TeacherConfig
+from ev_platform.tasks import Task
+from ev_platform.tasks.config import DatasetConfig, Price, TeacherConfig
 from ev_platform.tasks.rows import TaskRow
 from ev_platform.teachers import UNANSWERABLE
 from ev_platform.teachers.ask import Budget, Ledger

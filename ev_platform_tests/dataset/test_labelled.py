@@ -21,7 +21,7 @@ from ev_platform.dataset.filters import (
     find_unsupported,
 )
 from ev_platform.dataset.overlap import near_duplicates
-from ev_platform.tasks import DatasetConfig
+from ev_platform.tasks.config import DatasetConfig
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "labelled.jsonl").read_text("utf-8").splitlines()]
 FORM = {"malformed", "residue", "refusal", "language"}

@@ -6,7 +6,7 @@ import pytest
 
 from ev_platform.dataset.overlap import Vectors, find_overlaps, near_duplicates, normalise, word_trigrams, words
 from ev_platform.records import Chunk, Example, schema_of, to_frame
-from ev_platform.tasks import DatasetConfig
+from ev_platform.tasks.config import DatasetConfig
 from ev_platform.tasks.rows import read_rows
 from ev_platform_tests.test_real_tasks import TASKS, Task, needs
 

@@ -3,7 +3,7 @@ import pytest
 
 from ev_platform.dataset.splits import build_splits
 from ev_platform.records import Chunk, Example, schema_of, to_frame
-from ev_platform.tasks import DatasetConfig, RetrievalConfig
+from ev_platform.tasks.config import DatasetConfig, RetrievalConfig
 from ev_platform.tasks.types import TASK_TYPES, get_task_type
 from ev_platform.training.tokens import chat_counter, chats_counter
 from ev_platform_tests.tiny import write_tiny_tokenizer

@@ -5,7 +5,7 @@ import pytest
 from ev_platform.dataset.overlap import Vectors
 from ev_platform.dataset.validate import validate_candidates
 from ev_platform.records import Chunk, Review, to_frame
-from ev_platform.tasks import DatasetConfig
+from ev_platform.tasks.config import DatasetConfig
 from ev_platform.tasks.types import get_task_type
 from ev_platform.teachers import Check, Outcome
 from ev_platform_tests.dataset.test_overlap import example

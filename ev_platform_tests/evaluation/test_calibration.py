@@ -16,7 +16,8 @@ from ev_platform.evaluation.calibration import (
     wilson,
 )
 from ev_platform.records import Chunk, DatasetRow, schema_of, to_frame
-from ev_platform.tasks import TaskConfig, get_task
+from ev_platform.tasks import get_task
+from ev_platform.tasks.config import TaskConfig
 
 CONFIG = TaskConfig()
 FAR = [0.1] * 15 + [0.3] * 15

@@ -18,7 +18,7 @@ from ev_platform.prompting import passage_text
 from ev_platform.records import Chunk, DatasetRow, TeacherAnswer, schema_of, to_frame
 from ev_platform.registry import Release, SourceChunk
 from ev_platform.retrieval import Retriever, embed
-from ev_platform.tasks import TaskConfig
+from ev_platform.tasks.config import TaskConfig
 from ev_platform.tasks.types import TASK_TYPES, get_task_type
 
 CHUNKS = to_frame(

@@ -5,7 +5,7 @@ import pytest
 from ev_platform.evaluation.retrieval_report import as_table, recall_plot, score_retrieval
 from ev_platform.records import Chunk, DatasetRow, to_frame
 from ev_platform.retrieval import embed_chunks
-from ev_platform.tasks import RetrievalConfig
+from ev_platform.tasks.config import RetrievalConfig
 
 TEXTS = {
     "cable": ("doc_cable", "A resistor of 220 ohm marks a cable for 32 A."),

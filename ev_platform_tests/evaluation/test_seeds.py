@@ -12,7 +12,7 @@ from ev_platform.evaluation import predict
 from ev_platform.evaluation.seeds import score_seeds, spread_over_seeds
 from ev_platform.evaluation.summary import mean_scores
 from ev_platform.records import DatasetRow, SeedScore, schema_of, to_frame
-from ev_platform.tasks import TaskConfig
+from ev_platform.tasks.config import TaskConfig
 from ev_platform.tasks.types import get_task_type
 from ev_platform.training.loop import Job
 from ev_platform.training.train import train

@@ -5,7 +5,7 @@ from ev_platform.decoding import Completion
 from ev_platform.evaluation import speed
 from ev_platform.evaluation.speed import chats_of, measure_inference
 from ev_platform.records import Chunk, DatasetRow, schema_of, to_frame
-from ev_platform.tasks import EvaluationConfig
+from ev_platform.tasks.config import EvaluationConfig
 from ev_platform.tasks.types import get_task_type
 
 CHATS = [[{"role": "user", "content": f"question {n}"}] for n in range(5)]

@@ -13,7 +13,7 @@ from ev_platform.evaluation.summary import summarise
 from ev_platform.records import Prediction, to_frame
 from ev_platform.registry.gate import CHECKS, Evidence, Replayed, judge
 from ev_platform.registry.strangers import Strangers
-from ev_platform.tasks import PromotionConfig
+from ev_platform.tasks.config import PromotionConfig
 from ev_platform.tasks.types import get_task_type
 from ev_platform_tests.registry.registered import OPEN_BOOK, SERVING
 

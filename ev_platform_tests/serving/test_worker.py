@@ -15,7 +15,7 @@ from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.exchange import Ask, Delta, Found, Reply
 from ev_platform.serving.schemas import ApiError
 from ev_platform.serving.worker import Worker
-from ev_platform.tasks import TaskConfig
+from ev_platform.tasks.config import TaskConfig
 from ev_platform.tasks.types import get_task_type
 from ev_platform_tests.serving.fakes import FakeEngine, FakeRetriever, FakeWriter, fake_release
 

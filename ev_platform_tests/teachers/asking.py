@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from ev_platform.tasks import TeacherConfig
+from ev_platform.tasks.config import TeacherConfig
 from ev_platform.teachers.anthropic_client import AnthropicClient
 from ev_platform.teachers.ask import Budget, Ledger, Pauses, ask
 from ev_platform.teachers.calls import Call

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, Field, field_validator
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import Price, TeacherConfig
+from ev_platform.tasks.config import Price, TeacherConfig
 from ev_platform.teachers.calls import Batch, Call, Reply, Usage
 
 PRICE = Price(input=1.0, output=5.0, batch=0.5)

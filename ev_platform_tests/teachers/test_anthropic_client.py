@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import TeacherConfig
+from ev_platform.tasks.config import TeacherConfig
 from ev_platform.teachers.anthropic_client import LONGEST_REPLY, AnthropicClient
 from ev_platform.teachers.calls import Call, LostBatchError
 from ev_platform_tests.teachers.anthropic_api import ApiError

@@ -4,7 +4,7 @@ from weakref import WeakSet
 
 import pytest
 
-from ev_platform.tasks import Price, TeacherConfig
+from ev_platform.tasks.config import Price, TeacherConfig
 from ev_platform.teachers import (
     UNANSWERABLE,
     AnswerJob,

@@ -6,7 +6,8 @@ import pytest
 
 from ev_platform.errors import UserError
 from ev_platform.settings import get_settings
-from ev_platform.tasks import Price, Task, TeacherConfig
+from ev_platform.tasks import Task
+from ev_platform.tasks.config import Price, TeacherConfig
 from ev_platform.teachers import AnswerJob, Brief
 from ev_platform.teachers.ask import Budget, Ledger
 from ev_platform.teachers.calls import Reply, Usage

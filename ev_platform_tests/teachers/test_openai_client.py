@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import TeacherConfig
+from ev_platform.tasks.config import TeacherConfig
 from ev_platform.teachers.calls import Call, Usage
 from ev_platform.teachers.openai_client import OpenAIClient
 

@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import Price
+from ev_platform.tasks.config import Price
 from ev_platform.teachers.calls import Usage
 from ev_platform.teachers.prices import cost_of, most_cost_of, most_input_tokens, price_of, price_table
 from ev_platform_tests.teachers.fake_client import make_call, make_config

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import TeacherConfig
+from ev_platform.tasks.config import TeacherConfig
 from ev_platform.teachers.anthropic_client import AnthropicClient
 from ev_platform.teachers.calls import Call
 from ev_platform.teachers.recorded_client import RecordedClient, RecordingClient

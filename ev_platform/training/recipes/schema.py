@@ -105,6 +105,9 @@ class Recipe(_Strict):
         save_steps: Steps between two checkpoints, from which a killed run goes on.
         spans: Of the head `extractive`.
         seed: Of initial weights, order and dropout.
+        threads: Of the processor. Sums are shared among them, so the last digits of the weights depend on their number:
+            it makes machines with other numbers of cores, but the same kind of core, train the same bytes. None: as
+            many as the process has.
     """
 
     base_model: str = Field(min_length=1)
@@ -129,6 +132,7 @@ class Recipe(_Strict):
     save_steps: int = Field(default=100, ge=1)
     spans: Spans = Spans()
     seed: int = Field(ge=0)
+    threads: int | None = Field(default=None, ge=1, le=256)
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

@@ -5,9 +5,11 @@ import pytest
 import yaml
 
 from ev_platform.errors import UserError
-from ev_platform.tasks import Sources, Task, TaskConfig, get_task
+from ev_platform.tasks import Task, get_task
+from ev_platform.tasks.config import TaskConfig
 from ev_platform.tasks.folders import check_folder, new_task
 from ev_platform.tasks.rows import read_rows
+from ev_platform.tasks.sources import Sources
 from ev_platform.tasks.types import TASK_TYPES
 
 DESCRIPTION = "Answer questions about heat pumps in a few words."
