@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -28,6 +29,10 @@ Spread = Callable[[RowFunction, pl.DataFrame], pl.DataFrame]
 
 # Some seconds of work for one processor, so that handing it over costs little and losing it costs little.
 ROWS_PER_TASK = 64
+# Ray's sockets lie up to 66 characters below its folder (/session_<date>_<time>_<pid>/sockets/plasma_store), and a
+# socket's path may have 103 bytes on macOS, 107 on Linux.
+_LONGEST_FOLDER = 103 - 66
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 def here(function: RowFunction, frame: pl.DataFrame) -> pl.DataFrame:
@@ -89,12 +94,10 @@ def connected(n_workers: int = 1) -> Iterator[dict[str, float]]:
         UserError: If Ray is missing, cannot be started, or the cluster cannot be reached.
     """
     is_local = not os.environ.get("RAY_ADDRESS")
-    # All are read when Ray is imported, or inherited by what it starts.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Both are read when Ray is imported, or inherited by what it starts.
     os.environ["RAY_TRAIN_METRICS_ENABLED"] = "0"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    if is_local:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # elsewhere too: Ray then listens on loopback only
+    _prepare(is_local)
     try:
         import ray
         import ray.data
@@ -105,17 +108,13 @@ def connected(n_workers: int = 1) -> Iterator[dict[str, float]]:
             "and EV_TRAIN_WORKERS."
         ) from error
 
-    # A path of Ray's sockets must stay short: see serving.run. TMPDIR may be long, as on macOS.
-    folder = tempfile.mkdtemp(prefix="ev-", dir=f"{os.sep}tmp") if is_local else None
     in_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    n_cpus = max(os.cpu_count() or 1, n_workers)  # Ray counts CPUs, it does not measure them
-    if is_local:
-        options |= {"address": "local", "num_cpus": n_cpus, "include_dashboard": False, "_temp_dir": folder}
-    try:
+    with contextlib.ExitStack() as stack:
+        for number, handler in handlers.items():
+            stack.callback(signal.signal, number, handler)
         try:
-            ray.init(**options)
+            n_cpus = stack.enter_context(local_ray(n_workers) if is_local else _joined_ray())
         except (ConnectionError, RuntimeError) as error:
             where = "start Ray on this machine" if is_local else f"reach the cluster at {os.environ['RAY_ADDRESS']}"
             raise UserError(
@@ -128,12 +127,55 @@ def connected(n_workers: int = 1) -> Iterator[dict[str, float]]:
             yield {"CPU": 1, "GPU": 1}
         else:
             yield {"CPU": n_cpus // n_workers if is_local else 1}
+
+
+@contextlib.contextmanager
+def local_ray(n_processes: int) -> Iterator[int]:
+    """Start Ray on this machine only, for the duration of the block.
+
+    Args:
+        n_processes: Processes that are to work side by side.
+
+    Yields:
+        Its number of CPUs.
+    """
+    _prepare(is_local=True)
+    import ray
+
+    n_cpus = max(os.cpu_count() or 1, n_processes)  # Ray counts CPUs, it does not measure them
+    is_short = len(tempfile.gettempdir()) + len("/ev-12345678") <= _LONGEST_FOLDER
+    folder = tempfile.mkdtemp(prefix="ev-", dir=None if is_short else f"{os.sep}tmp")
+    start = partial(ray.init, address="local", num_cpus=n_cpus, include_dashboard=False, _temp_dir=folder, **_QUIET)
+    try:
+        try:
+            start()
+        except Exception as error:  # Ray's own bare one, on a machine under heavy load: it waits for 30 seconds
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            start()
+        yield n_cpus
     finally:
         ray.shutdown()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _joined_ray() -> Iterator[int]:
+    import ray
+
+    try:
+        ray.init(**_QUIET)
+        yield int(ray.cluster_resources().get("CPU", 0))
+    finally:
+        ray.shutdown()
+
+
+def _prepare(is_local: bool) -> None:
+    """Say what Ray reads when it is imported."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if is_local:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # elsewhere too: Ray then listens on loopback only
 
 
 def last_line(error: BaseException) -> str:

@@ -8,16 +8,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ev_platform.cluster import local_ray
 from ev_platform.errors import UserError, user_error_in
 from ev_platform.serving import keys
 from ev_platform.serving.config import ServingConfig
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
     from ev_platform.serving.live import Loader
 
 _APP = "ev_platform"
-# Ray's sockets lie up to 66 characters below its folder (/session_<date>_<time>_<pid>/sockets/plasma_store), and a
-# socket's path may have 103 bytes on macOS, 107 on Linux.
-_LONGEST_RAY_FOLDER = 103 - 66
 
 
 def serve(
@@ -96,7 +91,11 @@ def serving(
     data_root, tasks_dir = data_root.resolve(), tasks_dir.resolve()
     check(models, data_root, tasks_dir, is_registered=load is None)
     endpoint.check()
-    with _local_ray(data_root, n_processes=len(models) * replicas) as n_cpus:
+    # Inherited by all that Ray starts. Between gateway and replicas: a quarter less work for each request than by actor
+    # calls.
+    os.environ["RAY_SERVE_USE_GRPC_BY_DEFAULT"] = "1"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - by default its processes yield to whatever else the machine does
+    with local_ray(n_processes=len(models) * replicas) as n_cpus:
         from ray import serve as ray_serve
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -139,44 +138,6 @@ def check(models: Sequence[str], data_root: Path, tasks_dir: Path, *, is_registe
             f"There is no live API key that may ask in {data_root / 'keys.json'}: make one with "
             "`ev-platform keys create NAME`."
         )
-
-
-@contextlib.contextmanager
-def _local_ray(data_root: Path, n_processes: int) -> Iterator[int]:
-    """Start Ray on this machine only; yield its number of CPUs."""
-    # Read when Ray is imported, and inherited by all it starts.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # elsewhere too: Ray then listens on loopback only
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Between gateway and replicas: a quarter less work for each request than by actor calls.
-    os.environ["RAY_SERVE_USE_GRPC_BY_DEFAULT"] = "1"
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - by default its processes yield to whatever else the machine does
-    import ray
-
-    # Ray counts CPUs, and does not measure them: it must be promised at least one for each process.
-    n_cpus = max(os.cpu_count() or 1, n_processes)
-    is_short = len(tempfile.gettempdir()) + len("/ev-12345678") <= _LONGEST_RAY_FOLDER
-    folder = tempfile.mkdtemp(prefix="ev-", dir=None if is_short else f"{os.sep}tmp")
-    start = partial(
-        ray.init,
-        address="local",
-        num_cpus=n_cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=folder,
-    )
-    try:
-        try:
-            start()
-        except Exception as error:  # Ray's own bare one, on a machine under heavy load: it waits for 30 seconds
-            if "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
-            start()
-        yield n_cpus
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
