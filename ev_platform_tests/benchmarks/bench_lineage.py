@@ -1,17 +1,14 @@
-"""Seconds of the licence report and of other views on a large store, beside a plain DuckDB join of the same files.
+"""Seconds of the licence report, other views and traces on a large store, beside plain DuckDB over the same files.
 
-In quiet, and the report also while another process publishes a table and rebuilds the catalogue again and again. The
-plain join answers less: one join from training rows to documents, no counts of what is in force and no requests. The
-processor's own time tells what a busy machine hides.
-
-    python -m ev_platform_tests.benchmarks.bench_lineage
+In quiet, and report and traces also while another process publishes a table and rebuilds the catalogue again and again.
+The plain join answers less: one join from training rows to documents, no counts of what is in force and no requests.
+The processor's own time tells what a busy machine hides.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
@@ -21,6 +18,7 @@ import duckdb
 
 from ev_platform.records import Metric, to_frame
 from ev_platform.storage import Store
+from ev_platform_tests.benchmarks.bench_trace import measure_traces
 from ev_platform_tests.benchmarks.big_store import write_big_store
 
 VIEWS = ["licence_report", "document_coverage", "costs", "drop_reasons"]
@@ -33,6 +31,7 @@ PLAIN = """
     JOIN read_parquet('{root}/clean_documents/*/*.parquet') AS d USING (document_id)
     GROUP BY ALL"""
 REPEATS = 5
+ROUNDS = 11
 
 
 def publish_again_and_again(root: Path, stop: Event) -> None:
@@ -60,26 +59,24 @@ def asked(store: Store, sql: str) -> int:
         return len(connection.execute(sql).fetchall())
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        store = write_big_store(Path(folder) / "data")
-        print(f"1,000,000 chunks and 200,000 examples written in {time.perf_counter() - begun:.1f} s")
-        plain = PLAIN.format(root=store.root / "tables")
-        measure("plain join of the files", lambda: asked(store, plain))
-        for view in VIEWS:
-            measure(view, lambda view=view: asked(store, f"FROM {view}"))
-        context = multiprocessing.get_context("spawn")
-        stop = context.Event()
-        publisher = context.Process(target=publish_again_and_again, args=(store.root, stop))
-        publisher.start()
-        try:
-            time.sleep(5)
-            measure("licence_report, while publishing", lambda: asked(store, "FROM licence_report"))
-        finally:
-            stop.set()
-            publisher.join()
-
-
-if __name__ == "__main__":
-    main()
+def test_lineage_of_a_million_chunks(tmp_path: Path) -> None:
+    begun = time.perf_counter()
+    store = write_big_store(tmp_path / "data")
+    print(f"\n1,000,000 chunks and 200,000 examples written in {time.perf_counter() - begun:.1f} s")
+    plain = PLAIN.format(root=store.root / "tables")
+    measure("plain join of the files", lambda: asked(store, plain))
+    for view in VIEWS:
+        measure(view, lambda view=view: asked(store, f"FROM {view}"))
+    measure_traces(store, ROUNDS)
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    publisher = context.Process(target=publish_again_and_again, args=(store.root, stop))
+    publisher.start()
+    try:
+        time.sleep(5)
+        print("while another process publishes again and again:")
+        measure("licence_report", lambda: asked(store, "FROM licence_report"))
+        measure_traces(store, ROUNDS)
+    finally:
+        stop.set()
+        publisher.join()

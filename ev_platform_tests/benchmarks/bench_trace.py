@@ -1,7 +1,8 @@
 """How long a trace takes on a store of a million passages, beside the same question put to the catalogue's views.
 
-Run: `python -m ev_platform_tests.benchmarks.bench_trace DATA_FOLDER [ROUNDS]`. The store is only read, but for the
-index below `lineage/`, which the first trace builds. While it measures, another process may publish versions.
+Run: `python -m ev_platform_tests.benchmarks.bench_trace DATA_FOLDER [ROUNDS]` on a store of yours; `bench_lineage` runs
+it on a generated one, in quiet and while another process publishes. The store is only read, but for the index below
+`lineage/`, which the first trace builds.
 """
 
 import statistics
@@ -35,8 +36,12 @@ SAMPLES = {
 
 
 def main(folder: Path, rounds: int) -> None:
-    """Print the times of each kind of trace, warm, in milliseconds."""
     store = Store(folder)
+    measure_traces(store, rounds)
+
+
+def measure_traces(store: Store, rounds: int) -> None:
+    """Print the times of each kind of trace, warm, in milliseconds."""
     task = tasks_of(store)[0]
     with duckdb.connect(str(store.catalogue), read_only=True) as catalogue:
         names = {}
