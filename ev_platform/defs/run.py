@@ -16,7 +16,7 @@ from dagster._core.instance.ref import InstanceRef
 
 from ev_platform.defs.instance import end_dead_runs, write_settings
 from ev_platform.defs.jobs import STAGES, select
-from ev_platform.defs.stage import FORCE_TAG
+from ev_platform.defs.stage import FORCE_TAG, QUERY_INTERRUPTED
 from ev_platform.errors import UserError
 
 # Dagster captures a step's output into a file; who runs the graph from a terminal wants the progress bars there.
@@ -31,6 +31,12 @@ _TERMINAL = {
 # What assets tell of a run beside their tables.
 DECIDED = {"promotions": ("outcome", "reason"), "adapter": ("kept",), "registered_model": ("kept",)}
 _USER_ERROR = "ev_platform.errors.UserError: "
+# How a step tells that it was interrupted; DuckDB's words are those of a step that builds no table.
+_INTERRUPTS = (
+    "KeyboardInterrupt",
+    "dagster._core.errors.DagsterExecutionInterruptedError",
+    f"RuntimeError: {QUERY_INTERRUPTED}",
+)
 
 
 class RunFailedError(UserError):
@@ -160,6 +166,7 @@ def materialize(
     Raises:
         RunFailedError: With the sentence of the asset or check that failed.
         UserError: If there is no such task or stage.
+        KeyboardInterrupt: If a signal ended the run; Dagster has written it down and would say no more than "failed".
     """
     check_request(defs, [task], stages)
     with dg.DagsterInstance.from_ref(
@@ -207,18 +214,32 @@ def failure_of(run_id: str, step: str, messages: Sequence[str]) -> RunFailedErro
     for message in messages:
         if message.startswith(_USER_ERROR):
             return RunFailedError(message.removeprefix(_USER_ERROR), run_id, step, is_final=True)
+    if _is_interrupt(messages):
+        said = f"The run was interrupted at {step}; what it computed before is kept."
+        return RunFailedError(said, run_id, step, is_final=True)
     return RunFailedError(f"{step}: {messages[-1] if messages else 'failed'}", run_id, step, is_final=False)
 
 
+def _is_interrupt(messages: Sequence[str]) -> bool:
+    return any(message.startswith(_INTERRUPTS) for message in messages)
+
+
 def _failure(result: Any) -> RunFailedError:
+    failed = {event.step_key: _messages(event) for event in result.all_events if event.is_step_failure}
+    if any(_is_interrupt(messages) for messages in failed.values()):
+        raise KeyboardInterrupt
     for evaluation in result.get_asset_check_evaluations():
         if not evaluation.passed and evaluation.blocking and evaluation.description:
             return RunFailedError(evaluation.description, result.run_id, evaluation.check_name, is_final=True)
-    for event in result.all_events:
-        if event.is_step_failure:
-            chain = [event.step_failure_data.error]
-            while chain[-1] is not None and chain[-1].cause is not None:
-                chain.append(chain[-1].cause)
-            return failure_of(result.run_id, event.step_key, [e.message.strip() for e in chain if e is not None])
+    for step, messages in failed.items():
+        return failure_of(result.run_id, step, messages)
     said = "The run failed before any step started; see the Dagster log above."
     return RunFailedError(said, result.run_id, "the run", is_final=False)
+
+
+def _messages(event: dg.DagsterEvent) -> list[str]:
+    error, found = event.step_failure_data.error, []
+    while error is not None:
+        found.append(error.message.strip())
+        error = error.cause
+    return found

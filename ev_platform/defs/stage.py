@@ -5,13 +5,16 @@ What does not belong here: what a table shows of itself on its page (`shown`).
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.shown import describe
@@ -30,7 +33,10 @@ for _category in (dg.PreviewWarning, dg.BetaWarning):
 tasks_partitions = dg.StaticPartitionsDefinition(list(find_tasks(get_settings().tasks_root)))
 
 FORCE_TAG = "ev/force"
+FLOW_TAG = "prefect/flow_run"
 OWNERS = ["team:ml-platform"]
+# DuckDB's words for a signal that came while it worked.
+QUERY_INTERRUPTED = "Query interrupted"
 
 # Pools; how much of each may run at once stands in `instance.SETTINGS`.
 NETWORK, TEACHER, COMPUTE = "network", "teacher", "compute"
@@ -39,8 +45,22 @@ POOLS = {
     TEACHER: "Asks a teacher, which may cost money.",
     COMPUTE: "Trains a model or lets one write: takes every core, or the GPU.",
 }
+
+
+class OutagePolicy(dg.RetryPolicy):
+    """Retries what may pass by itself, as Dagster's own policy, but no interrupt: that ends the run."""
+
+    def calculate_delay(self, attempt_num: int) -> float:
+        """Return the seconds until the next attempt, or raise the interrupt that there is to be none after."""
+        # Dagster would retry a Ctrl-C and a SIGTERM too, and asks for the delay while it handles them.
+        error = sys.exception()
+        if isinstance(error, KeyboardInterrupt | DagsterExecutionInterruptedError):
+            raise error
+        return super().calculate_delay(attempt_num)
+
+
 # After about 10, 20 and 40 seconds: what a client of its own has not overcome by then is an outage.
-RETRY = dg.RetryPolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+RETRY = OutagePolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 # What answers are made from. The run is weekly: a day late is worth a warning, a week late a failure.
 _SERVED = ("chunks", "chunk_vectors", "serving_model", "abstention_calibration", "registered_model")
@@ -122,8 +142,22 @@ def table_check(table: str, *others: str, is_blocking: bool = False) -> Callable
 
 
 def is_forced(context: dg.AssetExecutionContext, store: StoreResource) -> bool:
-    """Return whether a run computes also what has not changed."""
-    return store.force or context.run.tags.get(FORCE_TAG) == "true"
+    """Return whether a run computes also what has not changed; a flow's run does so once, however often it tries."""
+    return store.force or (context.run.tags.get(FORCE_TAG) == "true" and not _is_of_this_flow(context))
+
+
+def _is_of_this_flow(context: dg.AssetExecutionContext) -> bool:
+    """Return whether an earlier run of the same flow run, such as one that failed later, has made the assets."""
+    if FLOW_TAG not in context.run.tags:
+        return False
+    same_flow = dg.RunsFilter(tags={FLOW_TAG: context.run.tags[FLOW_TAG]})
+    run_ids = {run.run_id for run in context.instance.get_runs(same_flow)}
+
+    def is_made(asset: dg.AssetKey) -> bool:
+        made = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[context.partition_key])
+        return any(event.run_id in run_ids for event in context.instance.fetch_materializations(made, limit=1).records)
+
+    return all(is_made(asset) for asset in context.selected_asset_keys)
 
 
 def build(
@@ -151,15 +185,16 @@ def build(
     """
     task = context.partition_key
     opened = store.store()
-    built = opened.build(
-        tables,
-        task,
-        inputs={name: table.fingerprint for name, table in inputs.items()},
-        config=config,
-        code=code,
-        compute=compute,
-        force=force or is_forced(context, store),
-    )
+    with _interrupts_of_queries():
+        built = opened.build(
+            tables,
+            task,
+            inputs={name: table.fingerprint for name, table in inputs.items()},
+            config=config,
+            code=code,
+            compute=compute,
+            force=force or is_forced(context, store),
+        )
     context.log.info(f"{', '.join(tables)}: {'nothing changed' if built.is_unchanged else 'computed'}")
     for table in tables:
         record = built.records[table]
@@ -170,3 +205,17 @@ def build(
             metadata={**describe(table, frame), "unchanged": built.is_unchanged},
             data_version=dg.DataVersion(record.fingerprint),
         )
+
+
+@contextmanager
+def _interrupts_of_queries() -> Iterator[None]:
+    """Let a signal that came while DuckDB worked interrupt us as any other does.
+
+    DuckDB swallows what the signal's handler raised, and raises an error of its own that looks like any failure.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == QUERY_INTERRUPTED:
+            raise KeyboardInterrupt from error
+        raise

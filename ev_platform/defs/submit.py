@@ -18,7 +18,11 @@ from ev_platform.errors import UserError
 _POLL_S = 1.0
 # A queue moves within seconds where its daemon runs; an hour behind other runs is no fault.
 _LONGEST_QUEUE_S = 3600
-_TIMEOUT_S = 30
+# For one answer. A webserver on a machine that a training has to itself takes its time.
+_TIMEOUT_S = 60.0
+# Until it counts as gone, and the longest pause between two questions: its restart takes a minute where cores are busy.
+_PATIENCE_S = 300.0
+_LONGEST_PAUSE_S = 10.0
 
 _REPOSITORIES = """{ repositoriesOrError { ... on RepositoryConnection {
   nodes { name location { name } pipelines { name } } } } }"""
@@ -36,9 +40,9 @@ _EVENTS = """query($run: ID!, $after: String) { logsForRun(runId: $run, afterCur
 
 
 def is_reachable(url: str) -> bool:
-    """Return whether a Dagster webserver answers at an address."""
+    """Return whether a Dagster webserver answers at an address; one that takes the question may take its time."""
     try:
-        return httpx.get(f"{url}/server_info", timeout=5).status_code == 200
+        return httpx.get(f"{url}/server_info", timeout=httpx.Timeout(_TIMEOUT_S, connect=5)).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -82,8 +86,7 @@ def submit(
         said = launched.get("message") or "; ".join(error["message"] for error in launched.get("errors", ()))
         raise UserError(f"Dagster at {url} does not take the run: {said or launched['__typename']}.")
     run_id = launched["run"]["runId"]
-    status = _wait(url, run_id)
-    return _outcome(url, run_id, has_passed=status == "SUCCESS")
+    return _outcome(url, run_id, _wait(url, run_id))
 
 
 def _repository(url: str) -> dict[str, str]:
@@ -106,7 +109,8 @@ def _wait(url: str, run_id: str) -> str:
         time.sleep(_POLL_S)
 
 
-def _outcome(url: str, run_id: str, *, has_passed: bool) -> RunResult:
+def _outcome(url: str, run_id: str, status: str) -> RunResult:
+    has_passed = status == "SUCCESS"
     unchanged, computed, failed, decided, cursor = [], [], [], {}, None
     failure: RunFailedError | None = None
     while True:
@@ -131,26 +135,34 @@ def _outcome(url: str, run_id: str, *, has_passed: bool) -> RunResult:
         cursor = page.get("cursor")
         if not page.get("hasMore"):
             break
+    if status == "CANCELED":
+        said = f"Run {run_id} was stopped; see {run_page(url, run_id)}. What it computed before is kept."
+        raise RunFailedError(said, run_id, "run", is_final=True)
     if not has_passed:
-        raise failure or RunFailedError(
-            f"Run {run_id} was stopped or lost by Dagster; see {run_page(url, run_id)}.", run_id, "run", is_final=False
-        )
+        said = f"Run {run_id} was lost by Dagster; see {run_page(url, run_id)}."
+        raise failure or RunFailedError(said, run_id, "run", is_final=False)
     return RunResult((run_id,), tuple(unchanged), tuple(computed), tuple(failed), **decided)
 
 
 def _ask(url: str, query: str, **variables: Any) -> dict[str, Any]:
-    """Return the data of a reply; a webserver that is restarted while a run goes on is asked again."""
-    for attempt in range(5):
+    """Return the data of a reply; a webserver that is busy, or restarted while a run goes on, is asked again."""
+    began, pause_s = time.monotonic(), 1.0
+    # A run that may have been started must not be started twice: its one answer is waited for.
+    timeout = httpx.Timeout(_PATIENCE_S if query == _LAUNCH else _TIMEOUT_S, connect=_TIMEOUT_S)
+    while True:
         try:
-            reply = httpx.post(
-                f"{url}/graphql", json={"query": query, "variables": variables}, timeout=_TIMEOUT_S
-            ).json()
+            reply = httpx.post(f"{url}/graphql", json={"query": query, "variables": variables}, timeout=timeout).json()
             break
         except (httpx.TransportError, ValueError) as error:
-            # A run that may have been started must not be started twice.
-            if attempt == 4 or query == _LAUNCH:
-                raise UserError(f"Dagster at {url} stopped answering ({type(error).__name__}).") from error
-            time.sleep(2**attempt)
+            waited_s = time.monotonic() - began
+            has_not_arrived = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            if waited_s + pause_s > _PATIENCE_S or (query == _LAUNCH and not has_not_arrived):
+                raise UserError(
+                    f"Dagster at {url} has given no answer for {waited_s:.0f} seconds ({type(error).__name__}): see "
+                    "whether it runs. A run that it has begun may be going on; what that computes is kept."
+                ) from error
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
     if reply.get("errors"):
         raise UserError(f"Dagster at {url} refuses a question: {reply['errors'][0].get('message', '')}.")
     return reply["data"]

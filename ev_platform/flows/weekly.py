@@ -22,6 +22,7 @@ from prefect.states import Completed
 
 from ev_platform.defs.jobs import STAGES
 from ev_platform.defs.run import RunFailedError, RunResult, assets_of, check_request, join_results, materialize
+from ev_platform.defs.stage import FLOW_TAG
 from ev_platform.defs.submit import is_reachable, run_page, submit
 from ev_platform.errors import UserError
 from ev_platform.flows.alive import end_dead_flow_runs, marked
@@ -52,7 +53,7 @@ def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
 def _stage(task_name: str, stage: str, force: bool, overrule: str) -> RunResult:
     from ev_platform.definitions import defs
 
-    settings, tags = get_settings(), {"prefect/flow_run": str(this_flow_run.id)}
+    settings, tags = get_settings(), {FLOW_TAG: str(this_flow_run.id)}
     url = settings.dagster_url
     try:
         if url and is_reachable(url):

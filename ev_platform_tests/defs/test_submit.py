@@ -1,10 +1,18 @@
-"""Runs that a real Dagster webserver and its daemon carry out, submitted and followed over GraphQL."""
+"""Runs submitted and followed over GraphQL: by a real Dagster webserver, and by one that is busy."""
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import dagster as dg
 import pytest
 
+from ev_platform.defs import submit as module
 from ev_platform.defs.run import RunFailedError
 from ev_platform.defs.submit import is_reachable, submit
+from ev_platform.errors import UserError
 from ev_platform_tests.test_dagster_ui import ui, workspace  # noqa: F401 - fixtures
 from ev_platform_tests.test_graph import closed_port
 
@@ -32,3 +40,70 @@ def test_webserver_carries_out_a_run_and_tells_what_it_did_and_why_it_failed(ui,
 
 def test_address_where_nothing_answers_is_not_reachable():
     assert not is_reachable(f"http://127.0.0.1:{closed_port()}")
+
+
+REPOSITORY = {"name": "r", "location": {"name": "l"}, "pipelines": [{"name": "everything"}]}
+ANSWERS = {
+    "repositoriesOrError": {"nodes": [REPOSITORY]},
+    "launchRun": {"__typename": "LaunchRunSuccess", "run": {"runId": "r1"}},
+    "runOrError": {"status": "SUCCESS"},
+    "logsForRun": {"events": [], "cursor": "", "hasMore": False},
+}
+
+
+@contextmanager
+def webserver(answers=ANSWERS, *, busy=None, n_busy=0):
+    """Answer as a Dagster webserver does, but `busy` with no JSON at first; yield its address and what was asked."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["query"]
+            name = next(name for name in answers if name in query)
+            asked.append(name)
+            is_busy = name == busy and asked.count(name) <= n_busy
+            body = b"busy" if is_busy else json.dumps({"data": {name: answers[name]}}).encode()
+            self.send_response(503 if is_busy else 200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+
+
+def test_busy_webserver_is_asked_again_and_the_run_is_followed_to_its_end(monkeypatch):
+    monkeypatch.setattr(module, "_LONGEST_PAUSE_S", 0.01)
+    with webserver(busy="runOrError", n_busy=7) as (url, asked):
+        assert submit(url, "tiny", PAGES).run_ids == ("r1",)
+    assert (asked.count("launchRun"), asked.count("runOrError")) == (1, 8)
+
+
+def test_webserver_that_stays_busy_is_given_up_in_time_with_a_sentence(monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE_S", 2.0)
+    began = time.monotonic()
+    with (
+        webserver(busy="runOrError", n_busy=999) as (url, _),
+        pytest.raises(UserError, match="has given no answer for"),
+    ):
+        submit(url, "tiny", PAGES)
+    assert time.monotonic() - began < 30
+
+
+def test_run_that_may_have_been_started_is_not_started_again():
+    with webserver(busy="launchRun", n_busy=1) as (url, asked), pytest.raises(UserError, match="may be going on"):
+        submit(url, "tiny", PAGES)
+    assert asked.count("launchRun") == 1
+
+
+def test_run_that_a_person_stopped_is_not_tried_again():
+    with (
+        webserver({**ANSWERS, "runOrError": {"status": "CANCELED"}}) as (url, _),
+        pytest.raises(RunFailedError, match="Run r1 was stopped") as failure,
+    ):
+        submit(url, "tiny", PAGES)
+    assert failure.value.is_final

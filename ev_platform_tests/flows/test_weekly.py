@@ -45,6 +45,23 @@ state = weekly.materialize_graph(tasks=["tiny"], stages=["collect", "corpus"], r
 result = state.result()["tiny"]
 print(json.dumps([state.name, calls, sorted(result.computed), sorted(result.unchanged)]))
 """
+INTERRUPTED = """
+import os, signal, time
+from ev_platform import collect
+from ev_platform.flows import weekly
+
+def compute(*arguments, **options):
+    print("begun", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+collect.collect_texts = compute
+weekly._stage = weekly._stage.with_options(retry_delay_seconds=0)
+try:
+    weekly.materialize_graph(tasks=["tiny", "ev_charging"], stages=["collect"])
+except BaseException as error:
+    print(type(error).__name__)
+"""
 
 
 @pytest.fixture
@@ -59,7 +76,7 @@ def run(workspace, *arguments):
     env |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     env.pop("DAGSTER_HOME", None)
     return subprocess.run(
-        [sys.executable, *arguments], env=env, cwd=workspace, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *arguments], env=env, cwd=workspace, capture_output=True, text=True, timeout=280, check=False
     )
 
 
@@ -105,6 +122,13 @@ def test_retry_after_an_outage_goes_on_at_the_asset_that_failed(workspace):
     with dg.DagsterInstance.from_config(str(workspace / "data" / "dagster")) as instance:
         runs = [run.status.value for run in reversed(instance.get_runs())]
     assert runs == ["SUCCESS", "FAILURE", "SUCCESS"]  # collect, corpus, and corpus again
+
+
+def test_signal_ends_the_flow_and_no_other_attempt_or_task_is_begun(workspace):
+    done = run(workspace, "-c", INTERRUPTED)
+    assert done.stdout.strip().endswith("KeyboardInterrupt"), done.stderr[-2000:]
+    assert done.stdout.count("begun") == 1
+    assert Store(workspace / "data").current("raw_pages", "ev_charging") is None
 
 
 def test_command_for_an_unknown_task_prints_one_sentence_before_prefect_is_started(workspace):
