@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,21 @@ from ev_platform.training.base import architecture_of
 _SMALL_BYTES = 500_000_000
 _MOST_THREADS = 4  # of one generation; CTranslate2's own default
 _MOST_PREFIXES = 4  # each keeps its state in memory for good; a model is served with one
+
+
+def load_generator(folder: Path, **threads: int) -> Any:
+    """Load a CTranslate2 export on the best device there is.
+
+    Args:
+        folder: Holds `model.bin`.
+        threads: `inter_threads` and `intra_threads`, as CTranslate2 calls them.
+    """
+    import ctranslate2
+
+    load = partial(ctranslate2.Generator, str(folder), device="auto", **threads)
+    # It sets OpenMP's number of threads for the thread that calls it: torch would go on there with one of two cores.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(load).result()
 
 
 class CTranslate2Engine(WriterBase):
@@ -49,9 +66,7 @@ class CTranslate2Engine(WriterBase):
             threads = 1 if is_small else min(_MOST_THREADS, n_cores)
         # A GPU is full with one batch.
         self.n_workers = 1 if ctranslate2.get_cuda_device_count() else max(1, n_cores // threads)
-        self._generator = ctranslate2.Generator(
-            str(folder), device="auto", inter_threads=self.n_workers, intra_threads=threads
-        )
+        self._generator = load_generator(folder, inter_threads=self.n_workers, intra_threads=threads)
         self._prefixes: dict[str, list[int]] = {}
 
     def render(self, messages: Messages) -> str:

@@ -5,6 +5,7 @@ What does not belong here: models, tokens and losses (`causal`, `heads`).
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -234,11 +235,12 @@ def _threads(recipe: Recipe) -> Iterator[int]:
 
 
 def make_portable(job: Job) -> None:
-    """Let what peft saved name the base model as the recipe does, not by the folder it lay in on this machine."""
-    for file in (job.out / "adapter_config.json", job.out / "README.md"):
-        if file.exists():
-            text = file.read_text(encoding="utf-8").replace(str(job.base), job.recipe.base_model)
-            file.write_text(text, encoding="utf-8")
+    """Take out of what peft saved where the base model lay on this machine; the recipe's name of it stands there."""
+    (job.out / "README.md").unlink(missing_ok=True)  # an empty form of a card; ours are written with an export
+    file = job.out / "adapter_config.json"
+    if file.exists():
+        config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": job.recipe.base_model}
+        file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def peak_memory_bytes() -> int:

@@ -132,7 +132,9 @@ def _ctranslate2(folder: Path, tokenizer: Any) -> Compute:
     import ctranslate2
     import numpy as np
 
-    generator = ctranslate2.Generator(str(folder), device="auto")
+    from ev_platform.engine import load_generator
+
+    generator = load_generator(folder)
 
     def compute(ids: list[int], n: int) -> list[int]:
         logits = generator.forward_batch([tokenizer.convert_ids_to_tokens(ids)])

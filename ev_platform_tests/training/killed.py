@@ -161,7 +161,14 @@ def _while_the_result_is_saved(job: Job, _: int) -> None:
     peft.PeftModel.save_pretrained = killed
 
 
+def _on_threads(job: Job, number: int) -> None:
+    import torch
+
+    torch.set_num_threads(number)
+
+
 _MOMENTS = {
+    "on threads": _on_threads,
     "after step": _after_step,
     "after look": _after_look,
     "in the middle of file": _in_the_middle_of_the_file,
