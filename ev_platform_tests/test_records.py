@@ -27,7 +27,7 @@ def test_to_frame_of_a_value_of_another_type_is_refused():
 
 def test_stable_columns_leave_out_what_only_says_when_a_page_was_checked():
     left_out = set(schema_of("raw_pages")) - set(stable_columns("raw_pages"))
-    assert left_out == {"checked_at", "etag", "last_modified"}
+    assert left_out == {"fetched_at", "checked_at", "etag", "last_modified"}
     assert stable_columns("chunks") == list(schema_of("chunks"))
 
 

@@ -21,7 +21,7 @@ class RawBody:
     content_sha256: str | None
     n_bytes: int
     path: str | None  # of the bytes, relative to the data folder
-    fetched_at: datetime  # when these very bytes were first fetched
+    fetched_at: Annotated[datetime, VOLATILE]  # when these very bytes were first fetched
     checked_at: Annotated[datetime, VOLATILE]  # when they were last asked for
     etag: Annotated[str | None, VOLATILE]
     last_modified: Annotated[str | None, VOLATILE]
@@ -57,7 +57,7 @@ class Document:
     language_score: float | None  # share of the text that is in it, 0 to 1
     robots: str  # as in `raw_pages`
     content_sha256: str | None
-    fetched_at: datetime
+    fetched_at: Annotated[datetime, VOLATILE]
     text: str  # Markdown, personal data masked
     page_offsets: list[int]  # PDF: start of each page in `text`; empty for web pages
     n_chars: int
@@ -85,7 +85,7 @@ class CleanDocument:
     language_score: float  # share of the text that is in it, 0 to 1
     robots: str  # as in `raw_pages`
     content_sha256: str | None
-    fetched_at: datetime
+    fetched_at: Annotated[datetime, VOLATILE]
     text: str  # without the lines that its site repeats
     page_offsets: list[int]
     n_chars: int
@@ -107,7 +107,7 @@ class DroppedDocument:
     publisher: str
     licence: str
     language: str | None  # ISO 639-1, detected
-    fetched_at: datetime
+    fetched_at: Annotated[datetime, VOLATILE]
     text: str
     drop_reason: str
     drop_detail: str | None  # the figure that tripped the filter

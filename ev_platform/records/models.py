@@ -64,9 +64,9 @@ class RegisteredModel:
     registered_at: Annotated[datetime, VOLATILE]
     serving_model_id: str
     adapter_id: str
-    training_set_version: str  # reopen with Store.read(..., version=)
+    training_set_version: Annotated[str, VOLATILE]  # named after its hour; reopen with Store.read(..., version=)
     training_set_fingerprint: str
-    chunks_version: str
+    chunks_version: Annotated[str, VOLATILE]
     chunks_fingerprint: str
     serving: str  # JSON: task_type, instructions, has_retrieval, top_k, candidates, max_new_tokens, as evaluated
     benchmark_fingerprint: str

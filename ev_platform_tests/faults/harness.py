@@ -35,11 +35,9 @@ LONGEST_RUN_S = 900
 
 # When and how fast things were done, and what is named after that, differs between any two runs; all else must not.
 _TIMES = {
-    **dict.fromkeys(("raw_pages", "documents", "clean_documents", "dropped_documents"), ("fetched_at",)),
-    "adapter": ("n_bytes",),  # its card tells how long it took
     "benchmark_versions": ("benchmark_version", "card"),  # the card tells the hour at which pages were fetched
     "promotions": ("failed_checks", "reason"),  # the checks themselves are compared, but for the one on speed
-    "registered_model": ("training_set_version", "chunks_version", "scores", "git_commit"),
+    "registered_model": ("scores", "git_commit"),
 }
 _SPEEDS = {
     "eval_report": pl.col("metric").str.starts_with("latency_ms") | (pl.col("metric") == "tokens_per_second"),
