@@ -47,15 +47,23 @@ class Services:
     def start_flow_run(self):
         """Ask for a run, as its button in the UI does; return its id."""
         until = time.monotonic() + 180
-        while not (found := httpx.post(f"{self.api}/deployments/filter", json={}, timeout=60).json()):
+        while not (found := self._ask("POST", "deployments/filter")):
             assert time.monotonic() < until, self.place.told("served flow.log")
             time.sleep(0.5)
-        asked = httpx.post(f"{self.api}/deployments/{found[0]['id']}/create_flow_run", json={}, timeout=60)
-        return asked.raise_for_status().json()["id"]
+        return self._ask("POST", f"deployments/{found[0]['id']}/create_flow_run")["id"]
 
     def state(self, run):
         """Return the type of a flow run's state."""
-        return httpx.get(f"{self.api}/flow_runs/{run}", timeout=60).json()["state_type"]
+        return self._ask("GET", f"flow_runs/{run}")["state_type"]
+
+    def _ask(self, method, path):
+        """Return the server's answer; while its database is locked it says 503, and Prefect's own clients ask again."""
+        until = time.monotonic() + 180
+        while True:
+            answer = httpx.request(method, f"{self.api}/{path}", json={} if method == "POST" else None, timeout=60)
+            if answer.status_code != 503 or time.monotonic() > until:
+                return answer.raise_for_status().json()
+            time.sleep(0.5)
 
     def wait(self, run, states, seconds):
         """Wait until a flow run is in one of some states, or time is over; return its state."""
