@@ -1,4 +1,4 @@
-"""Against a real Prefect server: what becomes of runs that were missed."""
+"""Against a real Prefect server: what becomes of runs that were missed, and what its UI shows of a run."""
 
 import os
 import subprocess
@@ -6,10 +6,12 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from ev_platform_tests.serving.web import chromium, needs_browser
 from ev_platform_tests.test_graph import closed_port
 from ev_platform_tests.tiny import write_tiny_task
 
@@ -95,3 +97,27 @@ def test_of_missed_runs_only_the_newest_does_the_work(server, tmp_path):
     finally:
         serving.terminate()
         serving.wait(60)
+
+
+@needs_browser
+def test_ui_shows_the_run_its_stages_and_what_they_did_without_a_network(server):
+    env = server | {"EV_DAGSTER_URL": ""}
+    python(env, "-m", "ev_platform.cli", "run", "--task", "tiny", "--stage", "collect")
+    api, ui = server["PREFECT_API_URL"], server["PREFECT_API_URL"].removesuffix("/api")
+    (run,) = httpx.post(f"{api}/flow_runs/filter", json={"limit": 1, "sort": "START_TIME_DESC"}, timeout=60).json()
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.set_default_timeout(120_000)
+        asked = set()
+        page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
+        page.goto(f"{ui}/runs")
+        page.get_by_role("link", name=run["name"]).first.click()
+        page.wait_for_url(f"**/{run['id']}**")
+        page.get_by_text("Completed", exact=True).first.wait_for()
+        page.get_by_text("Task Runs", exact=True).first.click()
+        page.get_by_text("tiny: collect").locator("visible=true").first.wait_for()
+        page.get_by_role("tab", name="Artifacts").or_(page.get_by_text("Artifacts", exact=True)).first.click()
+        page.get_by_text("run-tiny-collect").first.click()
+        page.get_by_text("computed: raw_pages, raw_pdfs, raw_texts").wait_for()
+        page.get_by_text("Dagster run").first.wait_for()
+        assert {host for host in asked if host} == {"127.0.0.1"}
