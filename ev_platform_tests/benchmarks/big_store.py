@@ -43,14 +43,20 @@ def write_big_store(root: Path, *, n_chunks: int = 1_000_000, n_examples: int = 
     gone = documents.head(n_gone).select("document_id")
     new = documents.tail(n_gone).select("document_id")
     for n, left_out in enumerate((new, gone)):
-        for table, frame in (("clean_documents", documents), ("chunks", chunks)):
+        for table, frame in (("documents", documents), ("clean_documents", documents), ("chunks", chunks)):
             _write(store, table, frame.join(left_out, on="document_id", how="anti", maintain_order="left"), day=n)
+    _write(store, "raw_pages", documents.select("url", "licence", "publisher", "fetched_at", final_url="url"), day=1)
     in_force = chunks.join(gone, on="document_id", how="anti", maintain_order="left")
     examples = _examples(rng, in_force, n_examples)
     _write(store, "examples", examples, day=1)
     train = examples.filter(pl.col("split") == "train").select(set(examples.columns) & set(schema_of("training_set")))
     other = in_force["chunk_id"].gather(rng.integers(0, in_force.height, train.height))
     train = train.with_columns(context_chunk_ids=pl.concat_list("chunk_id", other))
+    asked = examples.filter(pl.col("split") != "train").select(
+        "example_id", "question", context_chunk_ids=pl.concat_list("chunk_id")
+    )
+    asked = asked.with_columns(prediction_id=_ids(rng, "prd", asked.height), system=pl.lit("tuned_rag"))
+    _write(store, "predictions", asked, day=2)
     versions = [
         _write(store, "training_set", train.head(train.height * share // 10), day=n)
         for n, share in enumerate((8, 9, 10))
@@ -86,7 +92,7 @@ def _ids(rng: np.random.Generator, prefix: str, n: int) -> pl.Series:
 def _documents(rng: np.random.Generator, n: int) -> pl.DataFrame:
     publisher = pl.Series("publisher", rng.integers(0, N_PUBLISHERS, n))
     licence = pl.Series(LICENCES).gather(rng.integers(0, len(LICENCES), n))
-    return pl.DataFrame(
+    made = pl.DataFrame(
         {
             "document_id": _ids(rng, "doc", n),
             "cluster_id": _ids(rng, "cls", n),
@@ -99,6 +105,7 @@ def _documents(rng: np.random.Generator, n: int) -> pl.DataFrame:
             "n_chars": [CHUNKS_PER_DOCUMENT * 400] * n,
         }
     )
+    return made.with_columns(fetched_url="url")
 
 
 def _chunks(rng: np.random.Generator, documents: pl.DataFrame) -> pl.DataFrame:
