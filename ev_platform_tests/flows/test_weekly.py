@@ -104,6 +104,8 @@ def test_flow_with_one_stage_collects_and_leaves_no_process_behind(workspace):
     assert left_behind(workspace) == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_retry_after_an_outage_goes_on_at_the_asset_that_failed(workspace):
     write_tiny_model(workspace / "model")
     done = run(workspace, "-c", OUTAGE)

@@ -154,6 +154,7 @@ def test_log_of_a_living_server_loses_the_words_and_no_row(store):
     assert rows == [("req_1", "[taken down]"), ("req_2", "32 A."), ("req_3", "[taken down]"), ("req_4", "32 A.")]
 
 
+@pytest.mark.slow
 def test_shared_store_loses_it_too_and_every_machine_what_lies_in_its_own_folder(own_folders, monkeypatch):
     pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
     pytest.importorskip("moto", reason="moto is not installed")

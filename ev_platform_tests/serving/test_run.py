@@ -1,4 +1,6 @@
+import contextlib
 import json
+import random
 import socket
 import ssl
 import threading
@@ -26,8 +28,11 @@ N_REQUESTS = 300
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    # Below those that the system gives to connections: another test's would take it before Ray listens there.
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def enter(root: Path, port: int = 0, models=("fake_task",), load=fakes.load, **tls) -> None:

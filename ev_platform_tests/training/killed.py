@@ -38,13 +38,13 @@ def _host() -> subprocess.Popen:
 
 
 def _serve() -> None:
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a run, or an import, prints is no reply
     import datasets  # noqa: F401
     import peft  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
     import trl.trainer.sft_trainer  # noqa: F401
 
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a run prints is no reply
     with contextlib.suppress(EOFError):
         while True:
             call = pickle.load(sys.stdin.buffer)
