@@ -114,7 +114,12 @@ def connected(n_workers: int = 1) -> Iterator[dict[str, float]]:
         for number, handler in handlers.items():
             stack.callback(signal.signal, number, handler)
         try:
-            n_cpus = stack.enter_context(local_ray(n_workers) if is_local else _joined_ray())
+            n_cpus_each = 1
+            if is_local:
+                n_cpus_each = stack.enter_context(local_ray(n_workers)) // n_workers
+            else:
+                stack.callback(ray.shutdown)
+                ray.init(**_QUIET)
         except (ConnectionError, RuntimeError) as error:
             where = "start Ray on this machine" if is_local else f"reach the cluster at {os.environ['RAY_ADDRESS']}"
             raise UserError(
@@ -126,7 +131,7 @@ def connected(n_workers: int = 1) -> Iterator[dict[str, float]]:
         if ray.cluster_resources().get("GPU", 0) >= n_workers:
             yield {"CPU": 1, "GPU": 1}
         else:
-            yield {"CPU": n_cpus // n_workers if is_local else 1}
+            yield {"CPU": n_cpus_each}
 
 
 @contextlib.contextmanager
@@ -158,17 +163,6 @@ def local_ray(n_processes: int) -> Iterator[int]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _joined_ray() -> Iterator[int]:
-    import ray
-
-    try:
-        ray.init(**_QUIET)
-        yield int(ray.cluster_resources().get("CPU", 0))
-    finally:
-        ray.shutdown()
 
 
 def _prepare(is_local: bool) -> None:

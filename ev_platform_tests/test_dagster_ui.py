@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
+from ev_platform_tests.ports import free_port
 from ev_platform_tests.serving.web import chromium, needs_browser
 from ev_platform_tests.test_graph import Workspace
 from ev_platform_tests.tiny import write_tiny_task
@@ -32,9 +32,7 @@ def workspace(tmp_path):
 @pytest.fixture
 def ui(workspace):
     """Start the UI with its daemon; give its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     own = {"EV_DATA_DIR": str(workspace.root / "data"), "EV_TASKS_DIR": str(workspace.root / "tasks")}
     environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"} | own
     with (workspace.root / "dev.log").open("w") as log:

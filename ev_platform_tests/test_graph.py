@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from ev_platform.errors import UserError
 from ev_platform.records import TABLES
 from ev_platform.registry import read_aliases
 from ev_platform.storage import Store
+from ev_platform_tests.ports import free_port
 from ev_platform_tests.tiny import BASE_URL, PAGES, TEST, page, write_tiny_model, write_tiny_task
 
 UNASKED = {"exports", "published_models"}  # a person starts them
@@ -348,12 +348,6 @@ def test_version_survives_its_pages_changing(workspace):
     assert workspace.store.read("training_set", "tiny", version).equals(trained)
 
 
-def closed_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def set_config(workspace, old, new):
     file = workspace.task / "config.yaml"
     assert old in file.read_text()
@@ -374,7 +368,7 @@ def with_empty_corpus(workspace):
 
 
 def with_unreachable_seed(workspace):
-    (workspace.task / "sources.yaml").write_text(f"seeds: ['http://127.0.0.1:{closed_port()}/']\n")
+    (workspace.task / "sources.yaml").write_text(f"seeds: ['http://127.0.0.1:{free_port()}/']\n")
 
 
 def with_unknown_recipe(workspace):

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -10,6 +9,7 @@ import tempfile
 import pytest
 
 from ev_platform.storage import Store
+from ev_platform_tests.ports import free_port
 from ev_platform_tests.tiny import write_tiny_task
 
 pytest.importorskip("dagster_postgres", reason="the extra `cluster` is not installed")
@@ -32,9 +32,7 @@ def postgres():
     """Yield the address of an empty server, without the database's name."""
     # Postgres refuses to be run by root, and another user cannot read pytest's folders.
     owner = "postgres" if os.getuid() == 0 else None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="ev-postgres-") as folder:
         if owner:
             shutil.chown(folder, owner)

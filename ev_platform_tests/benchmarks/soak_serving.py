@@ -31,7 +31,7 @@ from rich.table import Table
 from ev_platform.serving.keys import UNLIMITED, create_key
 from ev_platform.tasks import EXAMPLES, Task
 from ev_platform.tasks.rows import read_rows
-from ev_platform_tests.serving.test_run import free_port
+from ev_platform_tests.ports import free_port
 
 TASK = "ev_charging"
 SAMPLE_S = 30.0

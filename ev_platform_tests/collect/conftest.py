@@ -1,6 +1,5 @@
 """A small site on loopback whose answers a test writes down, and which remembers what it was asked."""
 
-import socket
 import threading
 import time
 from collections import Counter
@@ -119,12 +118,6 @@ def by_path(frame, root):
 def page(*hrefs, head=""):
     links = "".join(f'<a href="{href}">a link</a>' for href in hrefs)
     return f"<!DOCTYPE html><html><head>{head}</head><body><h1>A page</h1>{links}</body></html>"
-
-
-def closed_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def versioned(body, tag):

@@ -15,8 +15,9 @@ from ev_platform.errors import UserError
 from ev_platform.identity import frame_fingerprint
 from ev_platform.records import RawBody, schema_of, to_frame
 from ev_platform.tasks import get_task
+from ev_platform_tests.ports import free_port
 
-from .conftest import AGENT, PDF, by_path, closed_port, page
+from .conftest import AGENT, PDF, by_path, page
 
 EV_WEB = Path(__file__).parents[2].parent / "shared" / "data" / "ev_web"
 
@@ -232,7 +233,7 @@ def test_crawl_slow_page_times_out_and_others_arrive(site, crawl):
 
 
 def test_crawl_dead_linked_host_is_a_row_that_stays_the_same(site, crawl):
-    dead = f"127.0.0.1:{closed_port()}"
+    dead = f"127.0.0.1:{free_port()}"
     site.routes = {"/": page(f"http://{dead}/x")}
     hosts = [site.root.removeprefix("http://"), dead]
     first = crawl(site.root, allowed_hosts=hosts)
@@ -275,7 +276,7 @@ def test_crawl_name_that_leads_to_loopback_refused(site, crawl, monkeypatch):
 
 
 def test_crawl_unreachable_seed_named(crawl):
-    seed = f"http://127.0.0.1:{closed_port()}/start"
+    seed = f"http://127.0.0.1:{free_port()}/start"
     with pytest.raises(UserError, match=f"The seed {seed} cannot be fetched .unreachable: .*COULDNT_CONNECT"):
         crawl(seed)
 
@@ -325,7 +326,7 @@ def test_crawl_mirror_keeps_own_addresses(tmp_path, crawl):
 
 
 def test_crawl_mirror_reached_past_a_proxy_of_the_environment(tmp_path, crawl, monkeypatch):
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     (tmp_path / "task" / "site").mkdir(parents=True)
     (tmp_path / "task" / "site" / "index.html").write_text(page())
     rows = crawl("http://a.example", mirrors=[{"base_url": "http://a.example/", "folder": "site"}])

@@ -13,8 +13,8 @@ from ev_platform.defs import submit as module
 from ev_platform.defs.run import RunFailedError
 from ev_platform.defs.submit import is_reachable, submit
 from ev_platform.errors import UserError
+from ev_platform_tests.ports import free_port
 from ev_platform_tests.test_dagster_ui import ui, workspace  # noqa: F401 - fixtures
-from ev_platform_tests.test_graph import closed_port
 
 PAGES = ["raw_pages", "raw_pdfs", "raw_texts"]
 
@@ -39,7 +39,7 @@ def test_webserver_carries_out_a_run_and_tells_what_it_did_and_why_it_failed(ui,
 
 
 def test_address_where_nothing_answers_is_not_reachable():
-    assert not is_reachable(f"http://127.0.0.1:{closed_port()}")
+    assert not is_reachable(f"http://127.0.0.1:{free_port()}")
 
 
 REPOSITORY = {"name": "r", "location": {"name": "l"}, "pipelines": [{"name": "everything"}]}

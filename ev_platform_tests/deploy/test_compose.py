@@ -18,8 +18,8 @@ import yaml
 from ev_platform.serving.keys import UNLIMITED, create_key
 from ev_platform.storage import Store
 from ev_platform_tests.deploy.services import COMPOSE, DEPLOY, VARIABLE, filled, ours, services
+from ev_platform_tests.ports import free_port
 from ev_platform_tests.serving import versions
-from ev_platform_tests.serving.test_run import free_port
 from ev_platform_tests.test_postgres import postgres, rows  # noqa: F401 - a fixture
 
 BIN = Path(sys.executable).parent

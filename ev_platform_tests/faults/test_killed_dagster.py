@@ -12,7 +12,8 @@ import pytest
 from ev_platform.defs.run import dagster_home
 from ev_platform.defs.submit import is_reachable, submit
 from ev_platform.errors import UserError
-from ev_platform_tests.test_graph import ASSETS, closed_port
+from ev_platform_tests.ports import free_port
+from ev_platform_tests.test_graph import ASSETS
 
 from .harness import LONGEST_RUN_S, N_MOMENTS, SEED, TASK, ended_afterwards, moments
 
@@ -25,7 +26,7 @@ class Services:
     """A webserver and a daemon, each started again as systemd or Compose would when it has ended."""
 
     def __init__(self, place):
-        self.place, self.port = place, closed_port()
+        self.place, self.port = place, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.started = {}
 

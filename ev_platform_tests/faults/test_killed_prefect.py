@@ -7,7 +7,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from ev_platform_tests.test_graph import closed_port
+from ev_platform_tests.ports import free_port
 
 from .harness import LONGEST_RUN_S, N_MOMENTS, NOTHING, SEED, TASK, ended_afterwards, moments
 
@@ -21,7 +21,7 @@ class Services:
     """A Prefect server and the served flow, each started again as systemd or Compose would when it has ended."""
 
     def __init__(self, place):
-        self.place, port = place, closed_port()
+        self.place, port = place, free_port()
         self.api = f"http://127.0.0.1:{port}/api"
         self.commands = {
             "server": ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)),

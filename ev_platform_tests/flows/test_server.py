@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from ev_platform_tests.ports import free_port
 from ev_platform_tests.serving.web import chromium, needs_browser
-from ev_platform_tests.test_graph import closed_port
 from ev_platform_tests.tiny import write_tiny_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -33,13 +33,13 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """Yield the environment of a workspace with the task `tiny` and a Prefect server of its own."""
-    root, port = tmp_path_factory.mktemp("prefect"), closed_port()
+    root, port = tmp_path_factory.mktemp("prefect"), free_port()
     write_tiny_task(root / "tasks" / "tiny", root / "model")
     env = {**os.environ, "EV_DATA_DIR": str(root / "data"), "EV_TASKS_DIR": str(root / "tasks")}
     env |= {"PREFECT_HOME": str(root / "prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
     env |= {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PYTHONPATH": os.pathsep.join(sys.path)}
     env |= {
-        "EV_DAGSTER_URL": f"http://127.0.0.1:{closed_port()}",
+        "EV_DAGSTER_URL": f"http://127.0.0.1:{free_port()}",
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
     }
     env.pop("DAGSTER_HOME", None)

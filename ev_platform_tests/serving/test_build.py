@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from ev_platform.errors import UserError
 from ev_platform.serving.build import Arguments, app, behind_proxies
 from ev_platform.serving.keys import UNLIMITED, create_key
+from ev_platform_tests.ports import free_port
 from ev_platform_tests.serving import fakes
-from ev_platform_tests.serving.test_run import free_port
 from ev_platform_tests.serving.versions import point
 
 ROOT = Path(__file__).parents[2]

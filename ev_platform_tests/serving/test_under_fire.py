@@ -18,8 +18,8 @@ from ev_platform.serving.config import ServingConfig
 from ev_platform.serving.endpoint import Endpoint
 from ev_platform.serving.journal import read_journal
 from ev_platform.serving.keys import UNLIMITED, create_key
+from ev_platform_tests.ports import free_port
 from ev_platform_tests.serving import fakes
-from ev_platform_tests.serving.test_run import free_port
 from ev_platform_tests.serving.versions import point
 
 pytestmark = pytest.mark.slow
