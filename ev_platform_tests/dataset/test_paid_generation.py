@@ -118,6 +118,7 @@ def reasons_of(made):
 # ---- a thousand passages ----
 
 
+@pytest.mark.slow  # the same faults at hundreds of calls are in teachers/test_money
 def test_thousand_passages_with_every_fault_have_examples_or_a_reason(serve, module_patch, monkeypatch, tmp_path):
     server = serve(module_patch, faults=FAULTS, stall_s=STALL_S, retry_after_s=0.1, latency_s=0.1)
     n_pages = 252

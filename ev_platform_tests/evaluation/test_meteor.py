@@ -1,12 +1,8 @@
 """METEOR against the paper's formula, worked out by hand, and against nltk's own function."""
 
 import pytest
-from nltk.stem.porter import PorterStemmer
-from nltk.translate.meteor_score import single_meteor_score
 
 from ev_platform.evaluation.metrics import score_rows
-
-STEM = PorterStemmer().stem
 
 
 def meteor(predictions, references):
@@ -64,6 +60,8 @@ def test_meteor_of_a_worked_example_equals_the_paper_s_formula(
 
 
 def test_meteor_of_many_pairs_equals_nltk_s_own_function():
+    from nltk.translate.meteor_score import single_meteor_score
+
     sentences = [
         "It is a guide to action which ensures that the military always obeys the commands of the party",
         "It is to insure the troops forever hearing the activity guidebook that party direct",
@@ -79,7 +77,11 @@ def test_meteor_of_many_pairs_equals_nltk_s_own_function():
 
 
 def test_meteor_knows_stems_and_no_synonyms():
-    assert STEM("charging") == STEM("charges")
+    from nltk.stem.porter import PorterStemmer
+    from nltk.translate.meteor_score import single_meteor_score
+
+    stem = PorterStemmer().stem
+    assert stem("charging") == stem("charges")
     prediction, reference = "the car charges", "the auto charging"
     ours = meteor([prediction], [reference])[0]
     full = single_meteor_score(reference.split(), prediction.split(), wordnet=Dictionary(car=["auto"]))

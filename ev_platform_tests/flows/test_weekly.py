@@ -124,6 +124,7 @@ def test_retry_after_an_outage_goes_on_at_the_asset_that_failed(workspace):
     assert runs == ["SUCCESS", "FAILURE", "SUCCESS"]  # collect, corpus, and corpus again
 
 
+@pytest.mark.slow  # most of it Prefect's start; that a run ends so is in defs/test_run
 def test_signal_ends_the_flow_and_no_other_attempt_or_task_is_begun(workspace):
     done = run(workspace, "-c", INTERRUPTED)
     assert done.stdout.strip().endswith("KeyboardInterrupt"), done.stderr[-2000:]

@@ -30,6 +30,7 @@ def in_a_process(threads: int):
     return train
 
 
+@pytest.mark.slow  # four processes that import torch
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_recipe_with_threads_gives_the_same_fingerprints_in_other_folders_and_processes(tiny_base, tmp_path, method):
     # Long enough that threads share sums: without `threads` in the recipe the two adapters differ.
