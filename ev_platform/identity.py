@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from ev_platform.records import stable_columns
+from ev_platform.syntax import parse
 
 
 def fingerprint(value: Any) -> str:
@@ -59,7 +60,7 @@ def code_version(*modules: ModuleType) -> str:
 
 @cache
 def _syntax(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if (

@@ -13,6 +13,8 @@ import tokenize
 from functools import cache
 from pathlib import Path
 
+from ev_platform.syntax import parse
+
 
 def row_text(row_class: type) -> str:
     """Return what one row of a class is, in a sentence, without the names of the tables that hold it."""
@@ -40,7 +42,7 @@ def _texts_of_module(name: str) -> dict[str, dict[str, str]]:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
             if _lines_of(field, comments)
         }
-        for node in ast.parse(source).body
+        for node in parse(source).body
         if isinstance(node, ast.ClassDef)
     }
 
