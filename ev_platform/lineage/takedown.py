@@ -14,11 +14,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 
 import polars as pl
 
 from ev_platform.collect.refused import refusal_key
 from ev_platform.errors import UserError
+from ev_platform.files import write_atomic
 from ev_platform.identity import short_id
 from ev_platform.lineage.dependants import BODIES, DOCUMENTS, ROWS, Ids, dependants, every, redact, versions
 from ev_platform.lineage.quotes import Quotes
@@ -60,6 +62,7 @@ class Plan:
         for_all_tasks: Whether it is refused in tasks that never had it, too.
         tasks: By name, those that have it and those that it is asked of.
         hashes: Of its words; see `quotes`.
+        begun_at: When it was written down first; tells it from one of the same address that was undone.
     """
 
     takedown_id: str
@@ -67,6 +70,7 @@ class Plan:
     for_all_tasks: bool
     tasks: dict[str, TaskPlan]
     hashes: set[int]
+    begun_at: str
 
     @property
     def quotes(self) -> Quotes:
@@ -90,7 +94,8 @@ def plan(store: Store, url: str, tasks: Iterable[str], *, for_all_tasks: bool, w
         with_duplicates: Also take other addresses that hold the same or nearly the same text.
     """
     key = refusal_key(url)
-    made = Plan(short_id("tkd", key, [] if for_all_tasks else sorted(tasks)), url, for_all_tasks, {}, set())
+    takedown_id = short_id("tkd", key, [] if for_all_tasks else sorted(tasks))
+    made = Plan(takedown_id, url, for_all_tasks, {}, set(), now().isoformat())
     texts: set[str] = set()
     for task in sorted(tasks):
         made.tasks[task], own = _plan_task(store, task, key, url, with_duplicates)
@@ -167,7 +172,15 @@ def _pointer(takedown_id: str) -> str:
 
 def is_carried_out_here(store: Store, takedown_id: str) -> bool:
     """Return whether a takedown that is done was applied to this data folder; without an object store there is one."""
-    return not store.is_shared or (store.root / _pointer(takedown_id)).exists()
+    if not store.is_shared:
+        return True
+    begun, mark = _read(store, takedown_id), _mark(store, takedown_id)
+    return begun is not None and mark.exists() and mark.read_text() == begun.begun_at
+
+
+def _mark(store: Store, takedown_id: str) -> Path:
+    """Return the file by which a data folder says that a takedown was carried out in it."""
+    return store.root / "takedowns" / f"{takedown_id}.done"
 
 
 def _read(store: Store, takedown_id: str) -> Plan | None:
@@ -189,6 +202,7 @@ def _merged(new: Plan, old: Plan | None) -> Plan:
         joined = {name: sorted({*getattr(it, name), *getattr(before, name)}) for name in lists}
         new.tasks[task] = replace(it, ids=it.ids | before.ids, **joined)
     new.hashes |= old.hashes if old else set()
+    new.begun_at = old.begun_at if old else new.begun_at
     return new
 
 
@@ -213,7 +227,9 @@ def begin(store: Store, made: Plan, touched: dict[str, dict[str, str]], *, reaso
 def finish(store: Store, made: Plan, *, reason: str, by: str) -> None:
     """Declare a takedown done, which `begin` wrote down; its plan is deleted, unless other machines need it."""
     _record(store, made, DONE, {}, reason, by)
-    if not store.is_shared:
+    if store.is_shared:
+        write_atomic(_mark(store, made.takedown_id), made.begun_at.encode())
+    else:
         (store.root / _pointer(made.takedown_id)).unlink(missing_ok=True)
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from ev_platform.cli import app
 from ev_platform.collect.refused import refused_addresses
 from ev_platform.identity import frame_fingerprint
+from ev_platform.lineage import erase
 from ev_platform.registry.takedown import tainted_versions
 from ev_platform.serving.journal import Journal, read_journal
 from ev_platform.settings import get_settings
@@ -181,12 +182,26 @@ def test_shared_store_loses_it_too_and_every_machine_what_lies_in_its_own_folder
         get_settings.cache_clear()
         assert any(name.startswith("tables") for name in files_with_planted(copy.root))
         assert not json.loads(take_down("--list", "--json"))[0]["here"]
+        with monkeypatch.context() as killed:
+            killed.setattr(erase, "erase", killed_where_it_applies(erase.erase))
+            CliRunner().invoke(app, ["takedown", URL, "--apply", "--reason", "asked to"])
+        assert files_with_planted(copy.root)
+        assert not json.loads(take_down("--list", "--json"))[0]["here"]
         applied()
         assert files_with_planted(copy.root) == set()
         assert json.loads(take_down("--list", "--json"))[0]["here"]
         assert read_journal(copy.root, "requests")["answer"].to_list() == ["[taken down]"]
         take_down(URL, "--undo")
         assert refused_addresses(Store(third), TASK) == set()
+
+
+def killed_where_it_applies(look):
+    def erase(store, made, *, apply, **others):
+        if apply:
+            raise KeyboardInterrupt
+        return look(store, made, apply=apply, **others)
+
+    return erase
 
 
 def downloaded(url, folder):
