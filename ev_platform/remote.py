@@ -178,7 +178,7 @@ class Remote:
     def has(self, unit: str) -> bool:
         """Return whether a unit is there, complete."""
         with self._told(f"look for {unit}"):
-            return self._fs.exists(self._at(_COMPLETE, unit))
+            return self._is_there(self._at(_COMPLETE, unit))
 
     def units(self, prefix: str) -> list[str]:
         """Return the complete units whose name begins with a folder, in order."""
@@ -197,8 +197,12 @@ class Remote:
         """
         wanted = {self._at(_COMPLETE, unit): unit for unit in units}
         with self._told("read what is complete"):
-            got = self._fs.cat(list(wanted), on_error="omit") if wanted else {}
-        sums = {wanted[path]: json.loads(data) for path, data in _as_dict(got, list(wanted)).items()}
+            # Not "omit", which takes a store that is out of order for one that has lost the unit.
+            got = _as_dict(self._fs.cat(list(wanted), on_error="return") if wanted else {}, list(wanted))
+            for problem in got.values():
+                if isinstance(problem, BaseException) and not isinstance(problem, FileNotFoundError):
+                    raise problem
+        sums = {wanted[path]: json.loads(data) for path, data in got.items() if not isinstance(data, Exception)}
         self._download(folder, {name: sha for of_unit in sums.values() for name, (_, sha) in of_unit.items()})
         return {unit: list(of_unit) for unit, of_unit in sums.items()}
 
@@ -218,7 +222,7 @@ class Remote:
     def has_file(self, name: str) -> bool:
         """Return whether a file is there."""
         with self._told(f"look for {name}"):
-            return self._fs.exists(self._at(name))
+            return self._is_there(self._at(name))
 
     def upload(self, root: Path, names: list[str]) -> None:
         """Upload files of the data folder, several at once."""
@@ -261,6 +265,13 @@ class Remote:
 
     def _at(self, *parts: str) -> str:
         return "/".join([self._base, *(part.rstrip("/") for part in parts)])
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self._fs.info(path)  # not `exists`, which for some stores says no to any error
+        except FileNotFoundError:
+            return False
+        return True
 
     def _make_parent(self, path: str) -> None:
         if not self._has_conditions:  # S3 has no folders, and asking for one would cost a request

@@ -271,6 +271,38 @@ def test_store_that_cannot_be_reached_is_said_in_a_sentence_and_the_rerun_publis
     assert two.read("eval_report", "cars").equals(version(2))
 
 
+def test_outage_while_weights_are_looked_for_is_not_taken_for_their_absence(machines, monkeypatch):
+    one, two = machines
+    with one.artifact("adapter", lambda: "a1") as folder:
+        (folder / "weights").write_bytes(b"w")
+
+    async def refused(self, method, *args, **kwargs):
+        if "/complete/" in kwargs.get("Key", ""):
+            raise PermissionError(13, "Forbidden")
+        return await real(self, method, *args, **kwargs)
+
+    real = s3fs.S3FileSystem._call_s3
+    with monkeypatch.context() as patch:
+        patch.setattr(s3fs.S3FileSystem, "_call_s3", refused)
+        with pytest.raises(UserError, match=r"did not read what is complete .*Forbidden.*run this again"):
+            two.local("artifacts/adapter/a1")
+    assert not two.local("artifacts/adapter/a2").exists()
+    assert (two.local("artifacts/adapter/a1") / "weights").read_bytes() == b"w"
+
+
+def test_store_in_a_folder_that_fails_is_not_taken_for_one_that_lacks_the_file(tmp_path, monkeypatch):
+    remote = Remote(f"file://{tmp_path / 'shared'}")
+    assert not remote.has("artifacts/adapter/a1") and not remote.has_file("blobs/aa/aa")
+
+    def fails(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.info", fails)
+    for look in (remote.has, remote.has_file):
+        with pytest.raises(UserError, match="did not look for blobs/aa/aa .*Input/output error"):
+            look("blobs/aa/aa")
+
+
 def test_data_folder_is_the_cache_of_one_store_only(tmp_path, url):
     Store(tmp_path / "local", "").publish("eval_report", "cars", version(1))
     with pytest.raises(UserError, match="filled without EV_STORE_URL"):
