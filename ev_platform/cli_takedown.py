@@ -155,7 +155,10 @@ def _print(found: dict[str, Any], applied: bool) -> None:
         console.print(table)
         for what, values in (
             ("Addresses that are refused" if applied else "Addresses that would be refused", it["addresses"]),
-            ("Also held by, and kept (--with-duplicates takes them too)", it["also_held_by"]),
+            (
+                f"Also held by, and kept ({'take each down' if applied else '--with-duplicates takes them too'})",
+                it["also_held_by"],
+            ),
             ("Rows of the task's own files, which are yours to change", it["own_rows"]),
             ("Model versions trained on it", it["trained_versions"]),
             ("Model versions that answer from its passages", it["holding_versions"]),

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ev_platform.collect.bodies import rows_by_url
 from ev_platform.collect.fetch import Fetcher
 from ev_platform.collect.frontier import Address, Frontier
-from ev_platform.collect.journal import Journal
+from ev_platform.collect.journal import Journal, journal_path
 from ev_platform.collect.refused import refused_addresses
 from ev_platform.collect.site import Mirrors, serve_mirrors
 from ev_platform.collect.sitemap import read_sitemaps
@@ -77,7 +77,7 @@ def collect_pages(task: Task, store: Store, *, previous: pl.DataFrame, user_agen
         return to_frame("raw_pages", [])
     agent_and_rows = [user_agent, frame_fingerprint("raw_pages", previous)]
     key = fingerprint([task.sources.model_dump(mode="json"), *agent_and_rows, code_version(*_code())])
-    journal = Journal(store.root / "journal" / f"{task.name}.jsonl", key)
+    journal = Journal(journal_path(store.root, task.name), key)
     store.bring(previous["path"].drop_nulls())  # a page that did not change is not sent again
     with serve_mirrors(task) as mirrors, journal:
         rows = asyncio.run(_crawl(task, store, list(rows_by_url(previous).values()), user_agent, mirrors, journal))

@@ -13,9 +13,10 @@ from dataclasses import fields
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from ev_platform.errors import UserError
+from ev_platform.files import write_atomic
 from ev_platform.records import RawBody
 from ev_platform.storage import now
 
@@ -38,12 +39,7 @@ class Journal:
     def __init__(self, file: Path, key: str):
         self._file = file
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = file.with_suffix(".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
-        except OSError as error:
-            self._lock.close()
-            raise UserError(f"Another crawl of the task {file.stem} is under way: wait until it has ended.") from error
+        self._lock = _locked(file)
         self._rows, n_bytes = _read(file, key)
         if n_bytes == 0:
             file.write_text(json.dumps({"key": key, "started_at": now().isoformat()}) + "\n")
@@ -71,6 +67,48 @@ class Journal:
         if kind is None:
             self._file.unlink()
         self._lock.close()
+
+
+def journal_path(root: Path, task: str) -> Path:
+    """Return where the journal of a task lies below a data folder."""
+    return root / "journal" / f"{task}.jsonl"
+
+
+def fetched_so_far(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of the journal of a crawl that was cut off, whatever its key; none where there is no journal."""
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    return [row for line in lines if (row := _row_of(line))]
+
+
+def forget(file: Path, urls: set[str]) -> None:
+    """Take addresses out of the journal of a crawl that was cut off.
+
+    Raises:
+        UserError: If a crawl has it open.
+    """
+    with _locked(file):
+        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        write_atomic(file, b"".join(line for line in lines if _row_of(line).get("url") not in urls))
+
+
+def _row_of(line: bytes) -> dict[str, Any]:
+    """Return the row that a line holds; nothing of the first line, or of one that was cut off."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) and "url" in row else {}
+
+
+def _locked(file: Path) -> TextIO:
+    """Return an open file that holds the lock of a journal until it is closed."""
+    lock = file.with_suffix(".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+    except OSError as error:
+        lock.close()
+        raise UserError(f"Another crawl of the task {file.stem} is under way: wait until it has ended.") from error
+    return lock
 
 
 def _read(file: Path, key: str) -> tuple[dict[str, RawBody], int]:

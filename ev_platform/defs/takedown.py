@@ -34,10 +34,11 @@ def forget_runs(data_root: Path, made: Plan, *, apply: bool) -> list[str]:
         The runs.
     """
     home = dagster_home(data_root)
-    ids = {each for it in made.tasks.values() for each in it.ids.documents | it.ids.chunks | it.ids.examples}
-    quotes, found = made.quotes, []
+    ids_of, quotes, found = made.ids_by_task(), made.quotes, []
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        for run_id in sorted(run.run_id for run in instance.get_runs()):
+        for run_id, tags in sorted((run.run_id, run.tags) for run in instance.get_runs()):
+            its = ids_of(tags.get("dagster/partition"))
+            ids = its.documents | its.chunks | its.examples
             entries = instance.all_logs(run_id)
             texts = [serialize_value(entry) for entry in entries]
             if not any(not ids.isdisjoint(_ID.findall(text)) or quotes.are_in(text) for text in texts):

@@ -22,6 +22,7 @@ from typing import Any
 
 import polars as pl
 
+from ev_platform.collect.journal import fetched_so_far, forget, journal_path
 from ev_platform.files import write_atomic
 from ev_platform.identity import frame_fingerprint
 from ev_platform.lineage.dependants import BODIES, MASK, Ids, every, redact
@@ -82,8 +83,8 @@ def erase(store: Store, made: Plan, *, apply: bool, progress: Callable[[str], No
         _blobs(store, task, it.ids, done, apply)
         _weights_and_files(store, task, it, done, apply)
     progress("requests and feedback")
-    chunks = {chunk for it in made.tasks.values() for chunk in it.ids.chunks}
-    mask_served(store.root, chunks, quotes, done.add, apply=apply)
+    ids_of = made.ids_by_task()
+    mask_served(store.root, lambda task: ids_of(task).chunks, quotes, done.add, apply=apply)
     progress("the ledger of the teachers")
     _ledger(store, made, quotes, done, apply)
     for file in _other_files(store):
@@ -174,6 +175,12 @@ def _blobs(store: Store, task: str, ids: Ids, done: Erasure, apply: bool) -> Non
         for url, path in every(store, table, name, ["url", "path"]).drop_nulls().iter_rows()
         if name != task or url not in ids.urls
     }
+    under_way = fetched_so_far(journal_path(store.root, task))
+    needed |= {str(row.get("path")) for row in under_way if row["url"] not in ids.urls}
+    doomed = {row["url"] for row in under_way} & ids.urls
+    done.add(task, "fetched by a crawl under way", len(doomed))
+    if apply and doomed:
+        forget(journal_path(store.root, task), doomed)
     for path in sorted(ids.blobs - needed):
         if store.holds(path):
             done.add(task, "blobs", 1)

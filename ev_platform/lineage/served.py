@@ -18,7 +18,6 @@ from ev_platform.errors import UserError
 from ev_platform.files import write_atomic
 from ev_platform.lineage.dependants import MASK
 from ev_platform.lineage.quotes import Quotes
-from ev_platform.records import SERVED
 from ev_platform.serving.segments import Segments
 
 _WORDS_SERVED = ("question", "answer", "correction", "comment")
@@ -32,12 +31,14 @@ def parquet_bytes(frame: pl.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def mask_served(root: Path, chunks: set[str], quotes: Quotes, count: Callable[..., None], *, apply: bool) -> None:
+def mask_served(
+    root: Path, chunks_in: Callable[[str], set[str]], quotes: Quotes, count: Callable[..., None], *, apply: bool
+) -> None:
     """Mask the requests that cite or quote what is taken down, and what was said of their answers.
 
     Args:
         root: Data folder.
-        chunks: Whose citation counts.
+        chunks_in: Returns for a task the passages whose citation counts.
         quotes: Words of what is taken down.
         count: Called with task, table and `n_masked`.
         apply: Whether it is done; else it is only counted.
@@ -45,40 +46,56 @@ def mask_served(root: Path, chunks: set[str], quotes: Quotes, count: Callable[..
     Raises:
         UserError: If a server is compacting the log just now.
     """
-    asked: set[tuple[str, str]] = set()  # what was said of a masked request is masked as well
-    for table in SERVED:
-        segments = Segments(root, table)
-        with segments.upkeep() as is_mine:
-            if not is_mine and apply:
-                raise UserError(
-                    "A server is putting the log of requests in order just now: run the same command again in a minute."
-                )
-            # Journals first: one that is rolled meanwhile is rolled without the words.
-            for journal in segments.journals():
-                replace_lines(
-                    journal, lambda line, t=table: _masked_line(line, t, chunks, asked, quotes, count), apply=apply
-                )
-            for day in segments.days():
-                for file in segments.parquet(day):
-                    frame = pl.read_parquet(file, hive_partitioning=False)
-                    meant = pl.Series(
-                        [_is_meant(row, chunks, asked, quotes) for row in frame.iter_rows(named=True)], dtype=pl.Boolean
-                    )
-                    if meant.any():
-                        for (task,), rows in frame.filter(meant).group_by("task"):
-                            count(str(task), table, n_masked=rows.height)
-                        if apply:
-                            write_atomic(file, parquet_bytes(_masked(frame, meant)), file.stat().st_mode & 0o777)
+    asked: set[tuple[str, str, str | None]] = set()
 
+    def is_meant(row: dict) -> bool:
+        cites = not chunks_in(row["task"]).isdisjoint(row["chunk_ids"] or [])
+        return cites or any(quotes.are_in(row.get(name)) for name in _WORDS_SERVED)
 
-def _is_meant(row: dict, chunks: set[str], asked: set[tuple[str, str]], quotes: Quotes) -> bool:
-    """Return whether a row of what was served cites or quotes what is taken down, and still has words."""
-    words = [row[name] for name in _WORDS_SERVED if row.get(name)]
-    cites = not chunks.isdisjoint(row["chunk_ids"] or []) or (row["request_id"], row["key_id"]) in asked
-    if not (cites or any(quotes.are_in(text) for text in words)):
+    def note(row: dict) -> bool:
+        if is_meant(row):
+            # Clients choose ids, and may use one twice: only with the question it names a request. A log that keeps no
+            # text has none.
+            asked.add((row["request_id"], row["key_id"], row["question"]))
         return False
-    asked.add((row["request_id"], row["key_id"]))
-    return any(text != MASK for text in words)
+
+    def is_said_of_it(row: dict) -> bool:
+        ids = (row["request_id"], row["key_id"])
+        return is_meant(row) or not asked.isdisjoint({(*ids, row["question"]), (*ids, None)})
+
+    # What was said goes first: of a process that is killed in between, the requests still tell what was said of them.
+    _mask_table(root, "requests", note, count, apply=False)
+    _mask_table(root, "feedback", is_said_of_it, count, apply=apply)
+    _mask_table(root, "requests", is_meant, count, apply=apply)
+
+
+def _mask_table(
+    root: Path, table: str, is_meant: Callable[[dict], bool], count: Callable[..., None], *, apply: bool
+) -> None:
+    segments = Segments(root, table)
+    with segments.upkeep() as is_mine:
+        if not is_mine and apply:
+            raise UserError(
+                "A server is putting the log of requests in order just now: run the same command again in a minute."
+            )
+        # Journals first: one that is rolled meanwhile is rolled without the words.
+        for journal in segments.journals():
+            replace_lines(journal, lambda line: _masked_line(line, table, is_meant, count), apply=apply)
+        for day in segments.days():
+            for file in segments.parquet(day):
+                frame = pl.read_parquet(file, hive_partitioning=False)
+                meant = pl.Series(
+                    [is_meant(row) and _has_words(row) for row in frame.iter_rows(named=True)], dtype=pl.Boolean
+                )
+                if meant.any():
+                    for (task,), rows in frame.filter(meant).group_by("task"):
+                        count(str(task), table, n_masked=rows.height)
+                    if apply:
+                        write_atomic(file, parquet_bytes(_masked(frame, meant)), file.stat().st_mode & 0o777)
+
+
+def _has_words(row: dict) -> bool:
+    return any(row.get(name) not in (None, "", MASK) for name in _WORDS_SERVED)
 
 
 def _masked(frame: pl.DataFrame, meant: pl.Series) -> pl.DataFrame:
@@ -90,12 +107,10 @@ def _masked(frame: pl.DataFrame, meant: pl.Series) -> pl.DataFrame:
     )
 
 
-def _masked_line(
-    line: bytes, table: str, chunks: set[str], asked: set[tuple[str, str]], quotes: Quotes, count: Callable[..., None]
-) -> bytes | None:
+def _masked_line(line: bytes, table: str, is_meant: Callable[[dict], bool], count: Callable[..., None]) -> bytes | None:
     try:
         row = json.loads(line)
-        if not _is_meant(row, chunks, asked, quotes):
+        if not is_meant(row) or not _has_words(row):
             return None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # half a line, that its process is writing or never finished

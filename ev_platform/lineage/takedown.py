@@ -12,19 +12,22 @@ tainted version may not do (`registry`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import polars as pl
 
+from ev_platform.collect.journal import fetched_so_far, journal_path
 from ev_platform.collect.refused import refusal_key
 from ev_platform.errors import UserError
 from ev_platform.files import write_atomic
 from ev_platform.identity import short_id
 from ev_platform.lineage.dependants import BODIES, DOCUMENTS, ROWS, Ids, dependants, every, redact, versions
 from ev_platform.lineage.quotes import Quotes
-from ev_platform.records import Takedown, to_frame
+from ev_platform.records import Takedown, schema_of, to_frame
 from ev_platform.storage import Store, now
 
 REMOVING, DONE, UNDONE = "removing", "done", "undone"
@@ -72,6 +75,20 @@ class Plan:
     hashes: set[int]
     begun_at: str
 
+    def ids_by_task(self) -> Callable[[str | None], Ids]:
+        """Return a function that gives, for a task or for what belongs to none, the ids that count there.
+
+        The same text under the same address has the same ids in every task: those of a task that is left alone stay.
+        """
+        together = reduce(or_, (it.ids for it in self.tasks.values()), Ids())
+
+        def of(task: str | None) -> Ids:
+            if self.for_all_tasks or task is None:
+                return together
+            return self.tasks[task].ids if task in self.tasks else Ids()
+
+        return of
+
     @property
     def quotes(self) -> Quotes:
         """Its words, to look for."""
@@ -101,7 +118,10 @@ def plan(store: Store, url: str, tasks: Iterable[str], *, for_all_tasks: bool, w
         made.tasks[task], own = _plan_task(store, task, key, url, with_duplicates)
         texts |= own
     others = (text for name in stored_tasks(store) for text in _other_texts(store, name, made.tasks.get(name)))
-    made.hashes = Quotes.of(texts, others).hashes
+    quotes = Quotes.of(texts, others)
+    made.hashes = quotes.hashes
+    for task, it in made.tasks.items():
+        _find_versions(store, task, it, quotes)
     return _merged(made, _read(store, made.takedown_id))
 
 
@@ -109,7 +129,9 @@ def _plan_task(store: Store, task: str, key: str, url: str, with_duplicates: boo
     columns = ["document_id", "url", "fetched_url", "text"]
     documents = pl.concat([every(store, table, task, columns) for table in DOCUMENTS]).unique(maintain_order=True)
     bodies = pl.concat([every(store, table, task, ["url", "final_url"]) for table in BODIES]).unique()
+    under_way = fetched_so_far(journal_path(store.root, task))  # no table names it yet
     led = {row[0] for row in bodies.iter_rows() if key in map(refusal_key, row)}
+    led |= {row["url"] for row in under_way if key in map(refusal_key, (row["url"], row.get("final_url") or ""))}
     its = {
         row[0] for row in documents.iter_rows() if row[2] in led or key in (refusal_key(row[1]), refusal_key(row[2]))
     }
@@ -119,26 +141,30 @@ def _plan_task(store: Store, task: str, key: str, url: str, with_duplicates: boo
         alike = _alike(store, task, documents, its)
     fetched = led | set(documents.filter(pl.col("document_id").is_in(its))["fetched_url"])
     ids = dependants(store, task, fetched, its)
-    empty = Quotes(set())
-    trained, holding = [], []
-    for row in store.read("registered_model", task).iter_rows(named=True):
-        for table, version, names in (
-            ("training_set", row["training_set_version"], trained),
-            ("chunks", row["chunks_version"], holding),
-        ):
-            file = store.root / "tables" / table / task / f"{version}.parquet"
-            if file.exists() and redact(table, store.read(table, task, version), ids, empty).n_removed:
-                names.append(row["model_version"])
-    own = every(store, "examples", task, ["example_id", "row"]).filter(pl.col("example_id").is_in(ids.examples))
+    ids.blobs |= {row["path"] for row in under_way if row["url"] in fetched and row.get("path")}
     found = TaskPlan(
         addresses=sorted({key if key.startswith("http") else url, *fetched}),
         ids=ids,
         held_by=sorted(set(documents.filter(pl.col("document_id").is_in(alike - its))["fetched_url"]) - fetched),
-        own_rows=sorted(set(own["row"].drop_nulls())),
-        trained=trained,
-        holding=holding,
     )
     return found, set(documents.filter(pl.col("document_id").is_in(its))["text"].drop_nulls())
+
+
+def _find_versions(store: Store, task: str, it: TaskPlan, quotes: Quotes) -> None:
+    """Find the model versions and the rows of the task's own files that lose something, also by a mere quotation."""
+    for row in store.read("registered_model", task).iter_rows(named=True):
+        for table, version, names in (
+            ("training_set", row["training_set_version"], it.trained),
+            ("chunks", row["chunks_version"], it.holding),
+        ):
+            file = store.root / "tables" / table / task / f"{version}.parquet"
+            if file.exists() and redact(table, store.read(table, task, version), it.ids, quotes).n_removed:
+                names.append(row["model_version"])
+    rows: set[str] = set()
+    for frame in versions(store, "examples", task, schema_of("examples").names()):
+        kept = redact("examples", frame, it.ids, quotes).frame
+        rows |= set(frame.join(kept, on="example_id", how="anti")["row"].drop_nulls())
+    it.own_rows = sorted(rows)
 
 
 def _alike(store: Store, task: str, documents: pl.DataFrame, its: set[str]) -> set[str]:
@@ -241,8 +267,9 @@ def _record(store: Store, made: Plan, state: str, touched: dict[str, dict[str, s
         it, before, known = made.tasks[task], rows[task], own[task]
         old = known[0] if known else None
         names = ("addresses", "trained_versions", "holding_versions")
-        # What a repeated takedown finds is what came since; what it found the first time is not there any more.
-        kept = {n: old[n] if old and old["state"] != UNDONE else [] for n in names}
+        # What a repeated takedown finds is what came since; what it found the first time is not there any more, and a
+        # version stays one that was trained on it, though the address was allowed again in between.
+        kept = {n: old[n] if old and (old["state"] != UNDONE or n != "addresses") else [] for n in names}
         said = json.loads(old["touched"]) if old and old["state"] != UNDONE else {}
         # After a kill there is less to do than there was.
         done = touched.get(task, {}) | said if old and old["state"] == REMOVING else said | touched.get(task, {})

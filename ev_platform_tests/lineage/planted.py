@@ -167,12 +167,12 @@ def _run_in_dagster(root):
         frame = to_frame("chunks", [row("chunks", chunk_id=CHUNK if name == "planted" else KEPT_CHUNK, text=text)])
 
         metadata = describe("chunks", frame) | {"text": text}
-        asset = _asset(f"{name}_chunks", metadata)
+        asset = shown_asset(f"{name}_chunks", metadata)
         with dg.DagsterInstance.from_config(str(dagster_home(root))) as instance:
             assert dg.materialize([asset], instance=instance).success
 
 
-def _asset(name, metadata):
+def shown_asset(name, metadata):
     @dg.asset(name=name)
     def asset():
         return dg.MaterializeResult(metadata=metadata)

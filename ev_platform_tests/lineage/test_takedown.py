@@ -1,24 +1,47 @@
 """A takedown names what hangs on an address, removes it from every place that keeps words, and nothing else."""
 
+import contextlib
 import json
 import shutil
+from dataclasses import replace
 
+import dagster as dg
 import duckdb
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
 from ev_platform.cli import app
+from ev_platform.collect.bodies import blank_row
+from ev_platform.collect.journal import Journal as CrawlJournal
+from ev_platform.collect.journal import journal_path
 from ev_platform.collect.refused import refused_addresses
+from ev_platform.defs.run import dagster_home
 from ev_platform.identity import frame_fingerprint
 from ev_platform.lineage import erase
 from ev_platform.registry.takedown import tainted_versions
 from ev_platform.serving.journal import Journal, read_journal
 from ev_platform.settings import get_settings
 from ev_platform.storage import Store
+from ev_platform.tasks.sources import Sources
 from ev_platform_tests.lineage import planted
-from ev_platform_tests.lineage.planted import CHUNK, COPY_URL, DOC, EXAMPLE, KEPT, TASK, URL, files_with_planted
+from ev_platform_tests.lineage.planted import (
+    AT,
+    CHUNK,
+    COPY_URL,
+    DOC,
+    EXAMPLE,
+    KEPT,
+    KEPT_CHUNK,
+    KEPT_DOC,
+    KEPT_EXAMPLE,
+    SENTENCES,
+    TASK,
+    URL,
+    files_with_planted,
+)
 from ev_platform_tests.object_store import s3_server
-from ev_platform_tests.serving.rows import served
+from ev_platform_tests.serving.rows import judged, served
 
 TABLES = ("raw_pages", "documents", "clean_documents", "chunks", "chunk_vectors", "qa_candidates", "examples")
 
@@ -111,6 +134,65 @@ def test_applied_takedown_is_refused_tainted_listed_and_can_be_undone(store):
     assert refused_addresses(store, TASK) == set() and tainted_versions(store, TASK) == {}
     assert store.read("documents", TASK).height == 1
     assert "was not taken down" in take_down(URL, "--undo", code=1)
+
+
+def test_version_that_was_trained_on_it_stays_tainted_when_the_address_was_allowed_in_between(store):
+    applied()
+    take_down(URL, "--undo")
+    applied()
+    assert set(tainted_versions(store, TASK)) == {"tiny@1", "tiny@2"}
+
+
+def test_version_whose_rows_only_quote_it_is_tainted_and_the_author_s_row_named(store):
+    quoting = {"example_id": f"exm_{'d' * 20}", "question": "What hums?", "answer": SENTENCES[0]}
+    trained = planted.publish(store, "training_set", quoting, {"example_id": KEPT_EXAMPLE, "question": "Which cable?"})
+    planted.publish(store, "examples", quoting | {"row": "train.csv row 2"})
+    passages = planted.publish(store, "chunks", {"chunk_id": KEPT_CHUNK, "document_id": KEPT_DOC, "text": KEPT})
+    known = store.read("registered_model", TASK).to_dicts()
+    new = {"model_version": "tiny@3", "adapter_id": "a3", "training_set_version": trained.version}
+    planted.publish(store, "registered_model", *known, new | {"chunks_version": passages.version, "registered_at": AT})
+    assert "train.csv row 2" in applied()
+    assert tainted_versions(store, TASK)["tiny@3"].startswith("it was trained on")
+
+
+def test_takedown_in_one_task_leaves_what_another_task_served_and_showed(store):
+    log = Journal(store.root, "requests")
+    log.add(replace(served("req_9", chunk_ids=[CHUNK], answer="Of another task."), task="other"))
+    log.close()
+    tags = {"dagster/partition": "other"}
+    with dg.DagsterInstance.from_config(str(dagster_home(store.root))) as instance:
+        run = dg.materialize([planted.shown_asset("passages", {"shown": CHUNK})], instance=instance, tags=tags).run_id
+    applied("--task", TASK)
+    answers = dict(read_journal(store.root, "requests").select("request_id", "answer").rows())
+    assert (answers["req_1"], answers["req_9"]) == ("[taken down]", "Of another task.")
+    with dg.DagsterInstance.from_config(str(dagster_home(store.root))) as instance:
+        assert instance.has_run(run)
+
+
+def test_another_question_under_the_same_request_id_keeps_its_words_and_what_was_said_of_it(store):
+    requests, feedback = Journal(store.root, "requests"), Journal(store.root, "feedback")
+    requests.add(served("req_1", chunk_ids=[KEPT_CHUNK], question="How long?", answer="Five metres."))
+    feedback.add(judged("fb_2", request_id="req_1", question="How long?", comment="short", chunk_ids=[]))
+    requests.close()
+    feedback.close()
+    for _ in range(2):
+        applied()
+        answers = read_journal(store.root, "requests").filter(pl.col("request_id") == "req_1")["answer"]
+        assert sorted(answers) == ["Five metres.", "[taken down]"]
+        assert sorted(read_journal(store.root, "feedback")["comment"]) == ["[taken down]", "short"]
+
+
+def test_body_that_a_crawl_cut_off_had_fetched_goes_too(store):
+    url, other = "https://a.example/new", "https://a.example/linked"
+    paths = {each: store.put_blob(f"<p>words of {each}</p>".encode())[1] for each in (url, other)}
+    with contextlib.suppress(KeyboardInterrupt), CrawlJournal(journal_path(store.root, TASK), "key") as crawl:
+        for each, path in paths.items():
+            crawl.add(replace(blank_row(each, "web", Sources()), path=path, final_url=each, referrer=url))
+        raise KeyboardInterrupt
+    assert "1 removed" in take_down(url, "--apply", "--reason", "asked to")
+    assert [(store.root / path).exists() for path in paths.values()] == [False, True]
+    with CrawlJournal(journal_path(store.root, TASK), "key") as crawl:
+        assert (crawl.get(url), crawl.get(other) is not None) == (None, True)
 
 
 @pytest.mark.parametrize("n_writes", [3, 20])
