@@ -28,6 +28,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -52,6 +53,8 @@ _VERSION_STAMP = "%Y%m%dT%H%M%S%f"
 # Says of which object store a data folder is the cache.
 _CACHE_OF = "CACHE_OF"
 _WAITING = "blobs/waiting"
+# A body follows its waiting name at once; one that has not after so long belongs to a process that was killed.
+_ORPHANED_AFTER_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,7 +433,9 @@ class Store:
         """
         if self._remote is not None:
             self._remote.remove(path)
-            self._remote.remove_files([path] if path.startswith("blobs/") else [])
+            if path.startswith("blobs/"):
+                self._remote.remove_files([path])
+                (self.root / _WAITING / Path(path).name).unlink(missing_ok=True)  # it is not to go up any more
 
     # ---- small files that are replaced as a whole ----
 
@@ -503,11 +508,16 @@ class Store:
 
     def _upload_blobs(self) -> None:
         waiting = self.root / _WAITING
-        names = [f.name for f in waiting.iterdir() if not f.name.startswith(".tmp")] if waiting.is_dir() else []
-        if names and self._remote is not None:
-            self._remote.upload(self.root, [f"blobs/{name[:2]}/{name}" for name in names])
-            for name in names:
-                (waiting / name).unlink(missing_ok=True)
+        found = [f.name for f in waiting.iterdir() if not f.name.startswith(".tmp")] if waiting.is_dir() else []
+        # A full disk, a kill or a takedown leaves names without a body, which no table names.
+        bodies = {name: path for name in found if (self.root / (path := f"blobs/{name[:2]}/{name}")).exists()}
+        if bodies and self._remote is not None:
+            self._remote.upload(self.root, list(bodies.values()))
+        for name in found:
+            with contextlib.suppress(FileNotFoundError):
+                # Another process may be between its two writes: were its name gone, its body would never go up.
+                if name in bodies or time.time() - (waiting / name).stat().st_mtime > _ORPHANED_AFTER_S:
+                    (waiting / name).unlink()
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import signal
@@ -9,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import duckdb
 import pytest
 
-from ev_platform import records
+from ev_platform import records, storage
 from ev_platform.collect.bodies import blank_row
 from ev_platform.errors import UserError
+from ev_platform.files import write_atomic_at
 from ev_platform.lineage.catalogue import show_query
 from ev_platform.lineage.trace import trace
 from ev_platform.registry import locked, read_aliases
@@ -230,6 +232,39 @@ def test_bodies_of_a_killed_upload_go_up_with_the_next_ones_though_they_are_stor
     assert not list((one.root / "blobs" / "waiting").iterdir())
 
 
+def test_body_of_which_only_the_waiting_name_was_written_does_not_keep_the_others_from_going_up(machines, monkeypatch):
+    one, two = machines
+
+    def full(folder, *rest, **options):
+        if not folder.endswith("waiting"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_atomic_at(folder, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_atomic_at", full)
+        with pytest.raises(UserError, match="is full"):
+            one.put_blob(b"no room", sync=False)
+    (orphan,) = (one.root / "blobs" / "waiting").iterdir()
+    _, path = one.put_blob(b"another")
+    assert two.local(path).read_bytes() == b"another"
+    assert orphan.exists()  # a process that is between its two writes at this moment needs the name
+
+    an_hour_ago = orphan.stat().st_mtime - 3601
+    os.utime(orphan, (an_hour_ago, an_hour_ago))
+    one.sync_blobs()
+    assert not orphan.exists()
+
+    _, path = one.put_blob(b"no room")
+    assert two.local(path).read_bytes() == b"no room"
+
+
+def test_body_that_is_dropped_before_it_went_up_leaves_no_copy_that_waits(machines):
+    one, _ = machines
+    _, path = one.put_blob(b"taken down", sync=False)
+    one.drop(path)
+    assert not list((one.root / "blobs" / "waiting").iterdir())
+
+
 # ---- pointers ----
 
 
@@ -299,7 +334,7 @@ def test_store_in_a_folder_that_fails_is_not_taken_for_one_that_lacks_the_file(t
 
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.info", fails)
     for look in (remote.has, remote.has_file):
-        with pytest.raises(UserError, match="did not look for blobs/aa/aa .*Input/output error"):
+        with pytest.raises(UserError, match=r"did not look for blobs/aa/aa .*Input/output error"):
             look("blobs/aa/aa")
 
 
