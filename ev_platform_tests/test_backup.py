@@ -1,4 +1,7 @@
 import contextlib
+import os
+import shutil
+import signal
 import sqlite3
 import subprocess
 import time
@@ -34,6 +37,20 @@ for k in range(1000):
     print(k, flush=True)
 """
 
+# Takes a backup, or brings one back, by the command, and goes no further than the first file.
+STUCK = """
+import sys, time
+from ev_platform import backup
+from ev_platform.cli import app
+copy = backup._copy
+def stuck(*arguments, **options):
+    copy(*arguments, **options)
+    print("stuck", flush=True)
+    time.sleep(300)
+backup._copy = stuck
+app(["backup", *sys.argv[1:]])
+"""
+
 
 @contextlib.contextmanager
 def busy(root):
@@ -45,6 +62,20 @@ def busy(root):
             assert process.poll() is None  # it was busy all the time
         finally:
             process.kill()
+
+
+@contextlib.contextmanager
+def stuck(*arguments):
+    with subprocess.Popen(child(STUCK, *arguments), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline().strip() == "stuck"
+            yield process
+        finally:
+            process.kill()
+
+
+def hidden(folder):
+    return [path.name for path in folder.glob(".*-*")]
 
 
 def count(database):
@@ -129,7 +160,7 @@ def test_version_that_is_pruned_under_the_backup_is_told_and_nothing_half_stays(
     monkeypatch.setattr(backup, "_copy", pruning)
     with pytest.raises(UserError, match="was deleted while it was copied"):
         create(store.root, tmp_path / "backups")
-    assert list((tmp_path / "backups").iterdir()) == []
+    assert [path.name for path in (tmp_path / "backups").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("damage", ["altered", "missing", "unfinished"])
@@ -174,3 +205,135 @@ def test_commands_back_up_and_bring_back(own_folders):
     assert back.exit_code == 0, back.output
     assert seen(store) == (1, 0.0, 0.0)
     assert CliRunner().invoke(app, ["backup", "restore", folder]).exit_code == 1
+
+
+def test_folder_that_lies_on_another_disk_is_copied_and_comes_back_as_a_folder(tmp_path):
+    store, disk = Store(tmp_path / "data"), tmp_path / "disk"
+    store.publish("eval_report", "cars", version(0))
+    (disk / "artifacts" / "adapters").mkdir(parents=True)
+    (disk / "artifacts" / "adapters" / "weights.bin").write_bytes(b"weights")
+    (disk / "artifacts" / "all").symlink_to(store.root)  # leads back
+    (disk / "artifacts" / "itself").symlink_to("itself")
+    (store.root / "artifacts").symlink_to(disk / "artifacts")
+    made = create(store.root, tmp_path / "backups")
+    restore(made.folder, tmp_path / "restored")
+    shutil.rmtree(disk)
+    assert not (tmp_path / "restored" / "artifacts").is_symlink()
+    assert (tmp_path / "restored" / "artifacts" / "adapters" / "weights.bin").read_bytes() == b"weights"
+    assert [path.name for path in (tmp_path / "restored" / "artifacts").iterdir()] == ["adapters"]
+    assert seen(Store(tmp_path / "restored")) == (1, 0.0, 0.0)
+
+
+def test_disk_that_is_not_there_stops_the_backup_and_a_dead_link_within_the_data_folder_does_not(tmp_path):
+    store = Store(tmp_path / "data")
+    store.publish("eval_report", "cars", version(0))
+    (store.root / "wandb").mkdir()
+    (store.root / "wandb" / "latest-run").symlink_to("run-that-was-deleted")
+    create(store.root, tmp_path / "backups")
+    (store.root / "artifacts").symlink_to(tmp_path / "disk" / "artifacts")
+    with pytest.raises(UserError, match=r"data/artifacts leads to .*disk/artifacts, which is not there"):
+        create(store.root, tmp_path / "others")
+    assert hidden(tmp_path / "others") == []
+
+
+def test_folder_that_cannot_be_read_stops_the_backup(tmp_path, monkeypatch):
+    store = Store(tmp_path / "data")
+    store.publish("eval_report", "cars", version(0))
+    (store.root / "inbox").mkdir()
+    scandir = os.scandir
+
+    def denied(path):
+        if path == store.root / "inbox":  # the tests may run as root, whom no mode keeps out
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(UserError, match=r"data/inbox cannot be read or written \(Permission denied\)"):
+        create(store.root, tmp_path / "backups")
+
+
+def test_backups_are_not_kept_in_a_folder_that_the_data_folder_leads_to(tmp_path):
+    store = Store(tmp_path / "data")
+    store.publish("eval_report", "cars", version(0))
+    (tmp_path / "disk").mkdir()
+    (store.root / "artifacts").symlink_to(tmp_path / "disk")
+    with pytest.raises(UserError, match=r"data/artifacts leads to"):
+        create(store.root, tmp_path / "disk" / "backups")
+
+
+def test_every_name_that_a_file_may_have_is_stored_linked_checked_and_brought_back(tmp_path):
+    store = Store(tmp_path / "data")
+    store.publish("eval_report", "cars", version(0))
+    inbox = store.root / "inbox" / "cars"
+    inbox.mkdir(parents=True)
+    names = {b"Ger\xe4t.pdf", "a\u2028b\x85c.pdf".encode(), b"two\nlines \\n.pdf", b"Icon\r", b"  a\\b", b"\\c"}
+    for name in names:
+        (inbox / os.fsdecode(name)).write_bytes(name)
+    create(store.root, tmp_path / "backups")
+    time.sleep(1.1)  # backups are named by the second
+    made = create(store.root, tmp_path / "backups")
+    assert made.n_linked >= len(names)
+    checked = subprocess.run(["sha256sum", "--check", "--quiet", MANIFEST], cwd=made.folder, check=False)
+    assert checked.returncode == 0
+    restore(made.folder, tmp_path / "restored")
+    back = tmp_path / "restored" / "inbox" / "cars"
+    assert {os.fsencode(path.name): path.read_bytes() for path in back.iterdir()} == {name: name for name in names}
+
+
+def test_database_is_what_begins_as_one_whatever_its_name(tmp_path):
+    store = Store(tmp_path / "data")
+    store.publish("eval_report", "cars", version(0))
+    thumbs = store.root / "inbox" / "Thumbs.db"
+    thumbs.parent.mkdir()
+    thumbs.write_bytes(b"\xd0\xcf\x11\xe0 of Windows")
+    (store.root / "inbox" / "empty.db").touch()
+    odd = store.root / os.fsdecode(b"runs?of#100%20\xe4")
+    with contextlib.closing(sqlite3.connect(odd, isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE runs (k INTEGER)")
+        database.execute("INSERT INTO runs VALUES (1)")  # is in the file beside it until that is closed
+        made = create(store.root, tmp_path / "backups")
+    restore(made.folder, tmp_path / "restored")
+    assert (tmp_path / "restored" / "inbox" / "Thumbs.db").read_bytes() == thumbs.read_bytes()
+    assert (tmp_path / "restored" / "inbox" / "empty.db").read_bytes() == b""
+    assert count(tmp_path / "restored" / odd.name) == 1
+
+
+def test_damaged_database_stops_the_backup_with_a_sentence_that_names_it(tmp_path):
+    store = Store(tmp_path / "data")
+    store.publish("eval_report", "cars", version(0))
+    (store.root / "runs.db").write_bytes(b"SQLite format 3\0" + b"nonsense" * 1000)
+    with pytest.raises(UserError, match=r"SQLite cannot copy .*data/runs\.db"):
+        create(store.root, tmp_path / "backups")
+
+
+def test_command_that_is_asked_to_stop_leaves_no_copy_behind(own_folders):
+    store = Store(own_folders / "data")
+    store.publish("eval_report", "cars", version(0))
+    made = create(store.root, own_folders / "earlier")
+    with stuck("create", own_folders / "backups") as process:
+        assert hidden(own_folders / "backups")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert hidden(own_folders / "backups") == []
+    store.root.rename(own_folders / "lost")
+    with stuck("restore", made.folder) as process:
+        assert hidden(own_folders)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert hidden(own_folders) == []
+
+
+def test_copy_of_a_killed_backup_is_removed_by_the_next_one_and_that_of_one_under_way_is_not(own_folders):
+    store, backups = Store(own_folders / "data"), own_folders / "backups"
+    store.publish("eval_report", "cars", version(0))
+    backups.mkdir()
+    (backups / ".partial-of-somebody-else").mkdir()
+    with stuck("create", backups) as process:
+        under_way = hidden(backups)
+        with pytest.raises(UserError, match=r"Another backup into .* is going on"):
+            create(store.root, backups)
+        assert hidden(backups) == under_way and len(under_way) == 2
+        process.kill()
+    create(store.root, backups)
+    assert hidden(backups) == [".partial-of-somebody-else"]
