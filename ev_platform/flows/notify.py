@@ -6,6 +6,7 @@ What does not belong here: what is done about it (`weekly` tries again; then a p
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -17,6 +18,25 @@ from ev_platform.settings import get_settings
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_S = 10
+_PARTS = ("where", "dagster_run", "url")
+
+
+class TasksFailedError(UserError):
+    """What each of several tasks failed with.
+
+    Attributes:
+        failed: The error of each task that failed, by its name.
+        n_tasks: How many were run.
+    """
+
+    def __init__(self, failed: Mapping[str, Exception], n_tasks: int):
+        self.failed, self.n_tasks = dict(failed), n_tasks
+        super().__init__(self.told({name: str(error) for name, error in failed.items()}))
+
+    def told(self, said: Mapping[str, str]) -> str:
+        """Return the sentence about all of them, with what is said of each."""
+        each = " ".join(f"{name}: {words.rstrip('.')}." for name, words in said.items())
+        return f"{len(self.failed)} of {self.n_tasks} tasks failed. {each}"
 
 
 def tell_of_failure(flow: Any, flow_run: Any, state: Any) -> None:
@@ -29,7 +49,12 @@ def tell_of_failure(flow: Any, flow_run: Any, state: Any) -> None:
     if address is None:
         return
     error = state.result(raise_on_failure=False) if state.is_failed() else None
-    body = {"flow_run": flow_run.name, "flow_run_id": str(flow_run.id), "state": state.name, **_said(error)}
+    body: dict[str, Any] = {
+        "flow_run": flow_run.name,
+        "flow_run_id": str(flow_run.id),
+        "state": state.name,
+        **_said(error),
+    }
     body["tasks"] = list((flow_run.parameters or {}).get("tasks", ()))
     body["text"] = f"{flow.name} {flow_run.name} ({', '.join(body['tasks'])}) {state.name.lower()}: {body['error']}"
     try:
@@ -41,7 +66,7 @@ def tell_of_failure(flow: Any, flow_run: Any, state: Any) -> None:
         _log.warning("The address in EV_FAILURE_WEBHOOK cannot be reached (%s)", type(problem).__name__)
 
 
-def _said(error: Any) -> dict[str, Any]:
+def _said(error: Any) -> dict[str, str]:
     if isinstance(error, RunFailedError):
         url = get_settings().dagster_url
         said = str(error) if error.is_final else f"{error.where} failed; its words are in the run"
@@ -51,6 +76,11 @@ def _said(error: Any) -> dict[str, Any]:
             "dagster_run": error.run_id,
             **({"url": run_page(url, error.run_id)} if url else {}),
         }
+    if isinstance(error, TasksFailedError):
+        each = {name: _said(of_task) for name, of_task in error.failed.items()}
+        parts = {key: ", ".join(it[key] for it in each.values() if key in it) for key in _PARTS}
+        said = error.told({name: it["error"] for name, it in each.items()})
+        return {"error": said, **{key: part for key, part in parts.items() if part}}
     if isinstance(error, UserError):
         return {"error": str(error)}
     return {"error": type(error).__name__ if error is not None else "its process ended"}

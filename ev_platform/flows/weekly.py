@@ -27,7 +27,7 @@ from ev_platform.defs.submit import is_reachable, run_page, submit
 from ev_platform.errors import UserError
 from ev_platform.flows.alive import end_dead_flow_runs, marked
 from ev_platform.flows.lock import one_run
-from ev_platform.flows.notify import tell_of_failure
+from ev_platform.flows.notify import TasksFailedError, tell_of_failure
 from ev_platform.settings import get_settings
 from ev_platform.terminal import say
 
@@ -116,8 +116,7 @@ def materialize_graph(
                     raise
                 failed[name] = error
     if failed:
-        said = " ".join(f"{name}: {error}" for name, error in failed.items())
-        raise UserError(f"{len(failed)} of {len(tasks)} tasks failed. {said}")
+        raise TasksFailedError(failed, len(tasks))
     return done
 
 

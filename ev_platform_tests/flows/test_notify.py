@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from uuid import uuid4
 
@@ -9,9 +10,10 @@ import pytest
 from prefect.client.schemas.objects import FlowRun  # noqa: TID253 - the hook is given Prefect's own
 from prefect.states import Crashed, Failed  # noqa: TID253
 
-from ev_platform.defs.run import RunFailedError
+from ev_platform.defs.run import RunFailedError, RunResult
 from ev_platform.errors import UserError
-from ev_platform.flows.notify import tell_of_failure
+from ev_platform.flows import weekly
+from ev_platform.flows.notify import TasksFailedError, tell_of_failure
 from ev_platform.flows.weekly import _may_pass, materialize_graph
 from ev_platform.settings import get_settings
 
@@ -71,6 +73,49 @@ def test_words_of_a_library_are_not_sent_on(posted, error):
     (body,) = posted
     assert "hunter2" not in json.dumps(body)
     assert "fine_tune failed" in body["text"] or "ValueError" in body["text"]
+
+
+def test_run_of_several_tasks_is_told_with_each_that_failed_and_without_the_words_of_a_library(posted):
+    error = TasksFailedError(
+        {
+            "a": RunFailedError("The corpus is empty.", "r1", "corpus_is_not_empty", is_final=True),
+            "b": RunFailedError("fine_tune: no route to https://me:hunter2@hub", "r2", "fine_tune", is_final=False),
+            "c": ValueError("https://me:hunter2@hub"),
+            "d": UserError("train.csv is missing."),
+        },
+        n_tasks=5,
+    )
+    assert "hunter2" in str(error)  # who sees the run itself is to see why
+    tell_of_failure(materialize_graph, a_run(), failed(error))
+    (body,) = posted
+    assert "hunter2" not in json.dumps(body)
+    assert body["error"] == (
+        "4 of 5 tasks failed. a: The corpus is empty. b: fine_tune failed; its words are in the run. c: ValueError. "
+        "d: train.csv is missing."
+    )
+    assert (body["where"], body["dagster_run"]) == ("corpus_is_not_empty, fine_tune", "r1, r2")
+    assert body["url"] == "http://127.0.0.1:3000/runs/r1, http://127.0.0.1:3000/runs/r2"
+
+
+def test_flow_of_several_tasks_raises_what_each_of_them_failed_with(monkeypatch, tmp_path):
+    failures = {"a": ValueError("no route"), "b": None, "c": UserError("c.csv is missing.")}
+
+    def stage(name, *_):
+        if failures[name]:
+            raise failures[name]
+        return RunResult((), (), (), ())
+
+    for name, fake in {"_stage": stage, "_end_dead": None, "_is_overtaken": None, "check_request": None}.items():
+        monkeypatch.setattr(weekly, name, fake or (lambda *_: None))
+    monkeypatch.setattr(weekly, "marked", lambda *_: nullcontext())
+    monkeypatch.setenv("EV_DATA_DIR", str(tmp_path))
+    get_settings.cache_clear()
+    with pytest.raises(
+        TasksFailedError, match=r"^2 of 3 tasks failed\. a: no route\. c: c\.csv is missing\.$"
+    ) as raised:
+        materialize_graph.fn(tasks=["a", "b", "c"], stages=["collect"])
+    get_settings.cache_clear()
+    assert raised.value.failed == {"a": failures["a"], "c": failures["c"]}
 
 
 def test_crashed_run_is_told(posted):
