@@ -14,6 +14,7 @@ import httpx
 from ev_platform.defs.run import RunFailedError
 from ev_platform.defs.submit import run_page
 from ev_platform.errors import UserError
+from ev_platform.flows import DEFAULT_TASK
 from ev_platform.settings import get_settings
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def tell_of_failure(flow: Any, flow_run: Any, state: Any) -> None:
         "state": state.name,
         **_said(error),
     }
-    body["tasks"] = list((flow_run.parameters or {}).get("tasks", ()))
+    body["tasks"] = list((flow_run.parameters or {}).get("tasks") or [DEFAULT_TASK])
     body["text"] = f"{flow.name} {flow_run.name} ({', '.join(body['tasks'])}) {state.name.lower()}: {body['error']}"
     try:
         reply = httpx.post(address.get_secret_value(), json=body, timeout=_TIMEOUT_S)

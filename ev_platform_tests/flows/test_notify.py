@@ -123,6 +123,26 @@ def test_crashed_run_is_told(posted):
     assert posted[0]["text"].endswith("(tiny) crashed: its process ended")
 
 
+@pytest.mark.parametrize("parameters", [{}, {"tasks": None}, {"tasks": []}])
+def test_run_without_a_named_task_is_told_with_the_default_one(posted, parameters):
+    run = a_run().model_copy(update={"parameters": parameters})
+    tell_of_failure(materialize_graph, run, Crashed(message="exit code -9"))
+    assert posted[0]["tasks"] == ["ev_charging"]
+    assert posted[0]["text"].endswith("(ev_charging) crashed: its process ended")
+
+
+def test_what_goes_wrong_while_a_killed_run_is_told_does_not_stop_the_next_one(monkeypatch, caplog, tmp_path):
+    def broken(*_):
+        raise TypeError("https://me:hunter2@hub")
+
+    run = a_run().model_copy(update={"state": Crashed(message="exit code -9")})
+    monkeypatch.setattr(weekly, "end_dead_flow_runs", lambda _: [run, run])
+    monkeypatch.setattr(weekly, "tell_of_failure", broken)
+    weekly._end_dead(tmp_path)
+    assert caplog.text.count("Nobody was told that brave-otter crashed (TypeError)") == 2
+    assert "hunter2" not in caplog.text
+
+
 def test_address_that_does_not_answer_is_logged_without_the_address(monkeypatch, caplog):
     monkeypatch.setenv("EV_FAILURE_WEBHOOK", "http://127.0.0.1:9/a-secret-part")
     get_settings.cache_clear()
