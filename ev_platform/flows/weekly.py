@@ -207,6 +207,7 @@ def serve_weekly(tasks: list[str], cron: str, timezone: str) -> None:
             parameters={"tasks": tasks},
             schedule=schedule,
             limit=1,  # a run that is still going when the next is due is not overtaken
+            pause_on_shutdown=False,  # the server would delete what comes due until the next start
         )
     except ValidationError as error:
         raise UserError(f"{cron!r} in {timezone!r} is no schedule: {error.errors()[0]['msg']}.") from error

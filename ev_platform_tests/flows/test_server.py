@@ -78,7 +78,8 @@ def test_of_missed_runs_only_the_newest_does_the_work(server, tmp_path):
     rule = f"DTSTART:{start:%Y%m%dT%H%M%S}\nRRULE:FREQ=SECONDLY;INTERVAL=2;COUNT=3"
     python(server, str(script), rule, "plan")
     api = server["PREFECT_API_URL"]
-    (deployment,) = httpx.post(f"{api}/deployments/filter", json={}, timeout=60).json()
+    asked = {"deployments": {"name": {"any_": ["often"]}}}
+    (deployment,) = httpx.post(f"{api}/deployments/filter", json=asked, timeout=60).json()
 
     def states(ended):
         asked = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
@@ -97,6 +98,29 @@ def test_of_missed_runs_only_the_newest_does_the_work(server, tmp_path):
     finally:
         serving.terminate()
         serving.wait(60)
+
+
+def test_schedule_that_is_stopped_keeps_its_planned_runs_on_the_server(server, tmp_path):
+    api = server["PREFECT_API_URL"]
+
+    def planned():
+        asked = {"deployments": {"name": {"any_": ["weekly-tiny"]}}}
+        runs = httpx.post(f"{api}/flow_runs/filter", json=asked, timeout=60).json()
+        return {run["id"] for run in runs if run["state_type"] == "SCHEDULED"}
+
+    with (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "-m", "ev_platform.cli", "schedule", "--task", "tiny", "--cron", "0 4 * * 1"]
+        serving = subprocess.Popen(command, env=server, stdout=log, stderr=log)
+        deadline = time.monotonic() + 240
+        while not planned():
+            assert serving.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(0.5)
+    serving.terminate()
+    serving.wait(60)
+    asked = {"deployments": {"name": {"any_": ["weekly-tiny"]}}}
+    (deployment,) = httpx.post(f"{api}/deployments/filter", json=asked, timeout=60).json()
+    assert not deployment["paused"]
+    assert planned()
 
 
 @needs_browser
