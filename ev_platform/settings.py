@@ -8,13 +8,30 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, Json, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ev_platform.cluster import Spread, here, on_ray
+from ev_platform.errors import UserError
 from ev_platform.serving.config import ServingConfig
+
+# Where pydantic's own words would not help: what a setting must be.
+_EXPECTED = {
+    "store_url": "an address such as s3://bucket/prefix, without a user or password: fsspec takes them from variables "
+    "of its own, such as AWS_ACCESS_KEY_ID",
+    "engine_url": "an address such as http://127.0.0.1:8001",
+    "dagster_url": "an address such as http://127.0.0.1:3000",
+    "cors_origins": 'a JSON list such as ["https://example.org"]',
+}
+
+
+def _without_slash(value: Any) -> Any:
+    return value.rstrip("/") if isinstance(value, str) else value
+
+
+_Address = Annotated[str | None, BeforeValidator(_without_slash)]
 
 
 class Settings(BaseSettings):
@@ -52,13 +69,19 @@ class Settings(BaseSettings):
         max_batch: Prompts that are completed together at most.
         engine_url: Of a server of vLLM that writes the answers (`ev-platform models vllm`); none by default.
         dagster_url: Where Dagster's UI is reached, as `http://127.0.0.1:3000`; runs are started there while
-            it answers.
+            it answers. A user and password in it are sent, and left out of links and errors.
         failure_webhook: Address that is told, as JSON, of every run that failed.
         browser_path: Chromium or Chrome for sources with `fetcher: browser`; by default playwright's own, else the
             system's.
     """
 
-    model_config = SettingsConfigDict(env_prefix="EV_", env_file=".env", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="EV_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        hide_input_in_errors=True,  # it may be a secret
+    )
 
     data_dir: Path = Path("ev_data")
     # An address with a password in it would be written into the data folder: fsspec takes it from the environment.
@@ -80,14 +103,14 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=1, le=65535)
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: Json[tuple[str, ...]] = Field(default=(), validate_default=False)
     request_text: Literal["keep", "hash"] = "keep"
     request_retention_days: int = Field(default=90, ge=1)
     request_timeout_s: float = Field(default=120.0, gt=0)
     max_waiting: int = Field(default=64, ge=1)
     max_batch: int = Field(default=16, ge=1, le=256)
-    engine_url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
-    dagster_url: str | None = Field(default=None, pattern=r"^https?://[^/]+(/[^?#]*[^/?#])?$")
+    engine_url: _Address = Field(default=None, pattern=r"^https?://[^/]+$")
+    dagster_url: _Address = Field(default=None, pattern=r"^https?://[^/?#\s]+(/[^?#]*)?$")
     failure_webhook: SecretStr | None = None
     browser_path: Path | None = None
 
@@ -122,5 +145,19 @@ class Settings(BaseSettings):
 
 @cache
 def get_settings() -> Settings:
-    """Return the settings of this process."""
-    return Settings()
+    """Return the settings of this process.
+
+    Raises:
+        UserError: With a sentence for each variable that is not what it must be; never with its value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise UserError(" ".join(dict.fromkeys(_said(each["loc"], each["msg"]) for each in error.errors()))) from None
+
+
+def _said(place: tuple[int | str, ...], words: str) -> str:
+    name = str(place[0])
+    variable = f"EV_{name}".upper() if name in Settings.model_fields else name
+    must_be = f"must be {_EXPECTED[name]}" if name in _EXPECTED else words.removeprefix("Input ")
+    return f"{variable} (environment or .env) {must_be}."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
@@ -42,14 +43,26 @@ _EVENTS = """query($run: ID!, $after: String) { logsForRun(runId: $run, afterCur
 def is_reachable(url: str) -> bool:
     """Return whether a Dagster webserver answers at an address; one that takes the question may take its time."""
     try:
-        return httpx.get(f"{url}/server_info", timeout=httpx.Timeout(_TIMEOUT_S, connect=5)).status_code == 200
+        timeout = httpx.Timeout(_TIMEOUT_S, connect=5)
+        return httpx.get(f"{_shown(url)}/server_info", auth=_password(url), timeout=timeout).status_code == 200
     except httpx.HTTPError:
         return False
 
 
 def run_page(url: str, run_id: str) -> str:
     """Return the address of a run's page in the UI."""
-    return f"{url}/runs/{run_id}"
+    return f"{_shown(url)}/runs/{run_id}"
+
+
+def _shown(url: str) -> str:
+    """Return an address without the user and password that it may hold."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _password(url: str) -> tuple[str, str] | None:
+    parts = urlsplit(url)
+    return (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
 
 
 def submit(
@@ -84,7 +97,7 @@ def submit(
     launched = _ask(url, _LAUNCH, it=params)["launchRun"]
     if launched["__typename"] != "LaunchRunSuccess":
         said = launched.get("message") or "; ".join(error["message"] for error in launched.get("errors", ()))
-        raise UserError(f"Dagster at {url} does not take the run: {said or launched['__typename']}.")
+        raise UserError(f"Dagster at {_shown(url)} does not take the run: {said or launched['__typename']}.")
     run_id = launched["run"]["runId"]
     return _outcome(url, run_id, _wait(url, run_id))
 
@@ -93,7 +106,7 @@ def _repository(url: str) -> dict[str, str]:
     for node in _ask(url, _REPOSITORIES)["repositoriesOrError"].get("nodes", ()):
         if "everything" in {pipeline["name"] for pipeline in node["pipelines"]}:
             return {"repositoryName": node["name"], "repositoryLocationName": node["location"]["name"]}
-    raise UserError(f"Dagster at {url} does not serve this graph: start it with `ev-platform dev`.")
+    raise UserError(f"Dagster at {_shown(url)} does not serve this graph: start it with `ev-platform dev`.")
 
 
 def _wait(url: str, run_id: str) -> str:
@@ -104,7 +117,7 @@ def _wait(url: str, run_id: str) -> str:
         if status is None or status in ("SUCCESS", "FAILURE", "CANCELED"):
             return status or "FAILURE"
         if status in ("QUEUED", "NOT_STARTED") and time.monotonic() > queued_until:
-            said = f"Dagster at {url} has not started run {run_id} for an hour: is its daemon running?"
+            said = f"Dagster at {_shown(url)} has not started run {run_id} for an hour: is its daemon running?"
             raise RunFailedError(said, run_id, "the queue", is_final=True)
         time.sleep(_POLL_S)
 
@@ -146,23 +159,26 @@ def _outcome(url: str, run_id: str, status: str) -> RunResult:
 
 def _ask(url: str, query: str, **variables: Any) -> dict[str, Any]:
     """Return the data of a reply; a webserver that is busy, or restarted while a run goes on, is asked again."""
-    began, pause_s = time.monotonic(), 1.0
+    began, pause_s, shown = time.monotonic(), 1.0, _shown(url)
     # A run that may have been started must not be started twice: its one answer is waited for.
     timeout = httpx.Timeout(_PATIENCE_S if query == _LAUNCH else _TIMEOUT_S, connect=_TIMEOUT_S)
     while True:
         try:
-            reply = httpx.post(f"{url}/graphql", json={"query": query, "variables": variables}, timeout=timeout).json()
+            asked = {"query": query, "variables": variables}
+            # Not within the address, which httpx writes into its log.
+            said = httpx.post(f"{shown}/graphql", auth=_password(url), json=asked, timeout=timeout)
+            reply = said.json()
             break
         except (httpx.TransportError, ValueError) as error:
             waited_s = time.monotonic() - began
             has_not_arrived = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             if waited_s + pause_s > _PATIENCE_S or (query == _LAUNCH and not has_not_arrived):
                 raise UserError(
-                    f"Dagster at {url} has given no answer for {waited_s:.0f} seconds ({type(error).__name__}): see "
+                    f"Dagster at {shown} has given no answer for {waited_s:.0f} seconds ({type(error).__name__}): see "
                     "whether it runs. A run that it has begun may be going on; what that computes is kept."
                 ) from error
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
     if reply.get("errors"):
-        raise UserError(f"Dagster at {url} refuses a question: {reply['errors'][0].get('message', '')}.")
+        raise UserError(f"Dagster at {shown} refuses a question: {reply['errors'][0].get('message', '')}.")
     return reply["data"]

@@ -1,5 +1,6 @@
 """Runs submitted and followed over GraphQL: by a real Dagster webserver, and by one that is busy."""
 
+import base64
 import json
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from ev_platform.defs import submit as module
 from ev_platform.defs.run import RunFailedError
-from ev_platform.defs.submit import is_reachable, submit
+from ev_platform.defs.submit import is_reachable, run_page, submit
 from ev_platform.errors import UserError
 from ev_platform_tests.ports import free_port
 from ev_platform_tests.test_dagster_ui import ui, workspace  # noqa: F401 - fixtures
@@ -52,12 +53,29 @@ ANSWERS = {
 
 
 @contextmanager
-def webserver(answers=ANSWERS, *, busy=None, n_busy=0):
-    """Answer as a Dagster webserver does, but `busy` with no JSON at first; yield its address and what was asked."""
+def webserver(answers=ANSWERS, *, busy=None, n_busy=0, wants=None):
+    """Answer as a Dagster webserver does, but `busy` with no JSON at first; yield its address and what was asked.
+
+    Whoever does not send the header `wants` gets 401.
+    """
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
+        def is_let_in(self):
+            if wants in (None, self.headers["Authorization"]):
+                return True
+            self.send_response(401)
+            self.end_headers()
+            return False
+
+        def do_GET(self):
+            if self.is_let_in():
+                self.send_response(200)
+                self.end_headers()
+
         def do_POST(self):
+            if not self.is_let_in():
+                return
             query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["query"]
             name = next(name for name in answers if name in query)
             asked.append(name)
@@ -107,3 +125,26 @@ def test_run_that_a_person_stopped_is_not_tried_again():
     ):
         submit(url, "tiny", PAGES)
     assert failure.value.is_final
+
+
+def test_password_in_the_address_opens_the_webserver_and_is_neither_in_links_nor_in_errors(monkeypatch, caplog):
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.5)
+    caplog.set_level("DEBUG")
+    basic = "Basic " + base64.b64encode(b"ev:p@ss").decode()
+    with webserver(wants=basic) as (url, _):
+        secret = url.replace("http://", "http://ev:p%40ss@")
+        assert is_reachable(secret) and not is_reachable(url)
+        assert submit(secret, "tiny", PAGES).run_ids == ("r1",)
+        assert run_page(secret + "/dagster", "r1") == f"{url}/dagster/runs/r1"
+    refused = {"__typename": "PythonError", "message": "no"}
+    for answers, busy in (
+        (ANSWERS, "runOrError"),
+        ({**ANSWERS, "launchRun": refused}, None),
+        ({**ANSWERS, "repositoriesOrError": {}}, None),
+        ({**ANSWERS, "runOrError": {"status": "CANCELED"}}, None),
+        ({**ANSWERS, "runOrError": {"status": "FAILURE"}}, None),
+    ):
+        with webserver(answers, busy=busy, n_busy=999) as (url, _), pytest.raises(UserError) as error:
+            submit(url.replace("http://", "http://ev:p%40ss@"), "tiny", PAGES)
+        assert url in str(error.value) and "ss@" not in str(error.value)
+    assert "p%40ss" not in caplog.text and "p@ss" not in caplog.text
