@@ -77,15 +77,16 @@ class Source:
         """Name of what a version of a table holds: the same rows, the same name."""
         return f"{self.table}@{self.version[-12:]}"
 
-    def edges_sql(self, relation: Relation, inputs: list[str]) -> str:
+    def edges_sql(self, relation: Relation, store: Store) -> str:
         """Return the query on the edges that the rows say: parent, child, and the number of the row."""
-        names = {"dataset": self.dataset, "inputs": f"{inputs or '[NULL]'}::VARCHAR[]"}
-        files = ", ".join("'" + str(file).replace("'", "''") + "'" for file in (self.file, self.empty))
+        names = {"dataset": self.dataset, "inputs": f"{_inputs_of(store, self) or '[NULL]'}::VARCHAR[]"}
+        for table in relation.reads:
+            names[table] = _read_sql(_versions(store, table, self.task), "filename")
         where = f"WHERE coalesce(task, '') = '{self.task}'" if self.table in SERVED else ""
         return (
             f"SELECT {relation.parent_sql.format(**names)} AS parent, {relation.child_sql.format(**names)} AS child, "
-            f"file_row_number AS row FROM read_parquet([{files}], union_by_name = true, hive_partitioning = false, "
-            f"file_row_number = true) {where}"
+            f"file_row_number AS row FROM {_read_sql([self.file, self.empty], 'file_row_number')} AS own "
+            f"{relation.join_sql.format(**names)} {where}"
         )
 
 
@@ -204,12 +205,10 @@ class Index:
         folder = self.folder(table)
         if table in SERVED:
             return self._served(table, folder, scratch)
-        versions = sorted((self.store.root / "tables" / table / self.task).glob("*.json"), reverse=True)
-        files = [version.with_suffix(".parquet") for version in versions] if self.task else []
-        empty = self.store.root / "tables" / table / "schema.parquet"
-        if files and not empty.exists():
-            self.store.current_files(table)
-        return [self._source(table, file, empty, folder) for file in files if file.exists()]
+        if not self.task:
+            return []
+        *files, empty = _versions(self.store, table, self.task)
+        return [self._source(table, file, empty, folder) for file in files]
 
     def _served(self, table: str, folder: Path, scratch: Path) -> list[Source]:
         segments = Segments(self.store.root, table)
@@ -237,7 +236,7 @@ class Index:
             for relation in RELATIONS[source.table]:
                 rows = connection.execute(
                     "SELECT coalesce(md5_number_lower(parent), 0) AS parent, coalesce(md5_number_lower(child), 0) AS "
-                    f"child, row::UBIGINT AS row FROM ({source.edges_sql(relation, inputs_of(self.store, source))})"
+                    f"child, row::UBIGINT AS row FROM ({source.edges_sql(relation, self.store)})"
                 ).fetchnumpy()
                 columns = [np.ma.getdata(rows[name]).astype(np.uint64) for name in ("parent", "child", "row")]
                 if relation not in _homes(source.table):
@@ -265,7 +264,23 @@ class Index:
                     file.unlink()
 
 
-def inputs_of(store: Store, source: Source) -> list[str]:
+def _versions(store: Store, table: str, task: str) -> list[Path]:
+    """Return the files of a task's versions of a table, newest first, and last one of that table without rows."""
+    versions = sorted((store.root / "tables" / table / task).glob("*.json"), reverse=True)
+    files = [file for version in versions if (file := version.with_suffix(".parquet")).exists()]
+    empty = store.root / "tables" / table / "schema.parquet"
+    if not empty.exists():
+        store.current_files(table)
+    return [*files, empty]
+
+
+def _read_sql(files: list[Path], with_: str) -> str:
+    """Return what DuckDB reads files by, with a column beside theirs: `filename` or `file_row_number`."""
+    names = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
+    return f"read_parquet([{names}], union_by_name = true, hive_partitioning = false, {with_} = true)"
+
+
+def _inputs_of(store: Store, source: Source) -> list[str]:
     """Return the names of the datasets that an adapter was trained on, which its record tells; of others, none."""
     if source.table != "adapter":
         return []

@@ -11,12 +11,24 @@ from ev_platform.records import SERVED, TABLES
 
 
 class Relation(NamedTuple):
-    """How a row of a table joins a parent to a child; both sides are SQL, and either may be NULL."""
+    """How a row of a table joins a parent to a child.
+
+    Attributes:
+        parent: Kind.
+        child: Kind.
+        parent_sql: The parent's id; may be NULL.
+        child_sql: The child's id; may be NULL.
+        join_sql: What the rows, `own`, are joined to where they do not name both. Edges are stored with the rows, so it
+            must say the same whenever it is asked.
+        reads: Tables that `join_sql` names; it sees all their versions of the task.
+    """
 
     parent: str
     child: str
     parent_sql: str
     child_sql: str
+    join_sql: str = ""
+    reads: tuple[str, ...] = ()
 
 
 # An address may have held several bodies, and a body may have come from several addresses: it takes both to name one.
@@ -26,6 +38,23 @@ _ORIGIN = (
     Relation("document", "example", "CASE WHEN chunk_id IS NULL THEN document_id END", "example_id"),
 )
 _ASKED = Relation("request", "example", "request_id", "example_id")
+# One request may have given several candidates: which of them became the row, its reviewed words tell. Rejected ones
+# keep their id. What is decided on stays as it was then, so that its newest row is the one that was decided on.
+_SAID = Relation(
+    "feedback",
+    "example",
+    "said.feedback_id",
+    "own.example_id",
+    """
+    JOIN (
+        SELECT DISTINCT c.feedback_id, c.example_id, c.request_id, r.question, r.answer, r.decision = 'reject' AS is_out
+        FROM (SELECT DISTINCT ON (example_id) * FROM {feedback_candidates} ORDER BY example_id, filename DESC) AS c
+        JOIN {reviews} AS r ON r.example_id = c.example_id
+    ) AS said ON own.request_id = said.request_id AND own.question = said.question AND own.answer = said.answer
+        AND (own.example_id = said.example_id) = said.is_out
+    """,
+    ("feedback_candidates", "reviews"),
+)
 _MADE = Relation("call", "example", "unnest([call_id, check_call_id])", "example_id")
 # Rows are of one content of a table, {dataset}: what another version trained on is another row.
 _ROW = "'{dataset}/' || example_id"
@@ -50,10 +79,13 @@ RELATIONS: dict[str, tuple[Relation, ...]] = {
         Relation("chunk", "dataset", "chunk_id", "'{dataset}'"),
     ),
     "qa_candidates": (*_ORIGIN, _ASKED, _MADE),
-    "examples": (*_ORIGIN, _ASKED, _MADE),
-    "rejected_examples": (*_ORIGIN, _ASKED, _MADE),
+    "examples": (*_ORIGIN, _ASKED, _SAID, _MADE),
+    "rejected_examples": (*_ORIGIN, _ASKED, _SAID, _MADE),
     "teacher_calls": (Relation("chunk", "call", "NULL", "call_id"),),
-    "generation_log": (Relation("chunk", "call", "source_id", "call_id"),),
+    # A teacher that labels texts is asked about those, and not about passages.
+    "generation_log": (
+        Relation("chunk", "call", "CASE WHEN starts_with(source_id, 'chk_') THEN source_id END", "call_id"),
+    ),
     "training_set": _ROWS,
     "validation_set": _ROWS,
     "benchmark": _ROWS,

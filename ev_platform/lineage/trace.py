@@ -24,7 +24,6 @@ from ev_platform.lineage.index import (
     Pairs,
     Source,
     distinct,
-    inputs_of,
     key_of,
     tasks_of,
 )
@@ -191,11 +190,11 @@ def _begun(index: Index, name: str) -> list[str]:
     for piece in index.pieces:
         done = set()
         for relation in RELATIONS[piece.source.table]:
-            sql = piece.source.edges_sql(relation, inputs_of(index.store, piece.source))
             for kind, end in ((relation.parent, "parent"), (relation.child, "child")):
                 is_described = piece.source.table in KINDS[kind].tables and kind not in done
                 if is_described and (kind == own if own else kind not in _FORMS.values()):
                     done.add(kind)
+                    sql = piece.source.edges_sql(relation, index.store)
                     hash_ = f" OR contains({end}, '#sha256=' || $1)" if kind == "body" and len(name) >= 6 else ""
                     queries.append(f"SELECT {end} AS name FROM ({sql}) WHERE starts_with({end}, $1){hash_}")
     if not queries:

@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 import polars as pl
 
-from ev_platform.lineage.index import Index, Source, distinct, inputs_of, key_of
+from ev_platform.lineage.index import Index, Source, distinct, key_of
 from ev_platform.lineage.relations import RELATIONS
 
 MAX_TEXT = 160  # characters of a question, an answer or a passage
@@ -264,7 +264,7 @@ def _named(index: Index, at: At) -> str:
     with duckdb.connect() as connection:
         for relation in RELATIONS[source.table]:
             if at.kind in (relation.parent, relation.child):
-                sql = source.edges_sql(relation, inputs_of(index.store, source))
+                sql = source.edges_sql(relation, index.store)
                 for ends in connection.execute(f"SELECT parent, child FROM ({sql}) WHERE row = ?", [at.row]).fetchall():
                     for name in ends:
                         if name is not None and key_of(name) == at.key:

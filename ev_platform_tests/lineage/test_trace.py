@@ -188,6 +188,82 @@ def test_document_of_every_version_of_a_page_is_found(store):
     assert found["chunk"] == {"chk_a0", "chk_a1", "chk_a2", "chk_c0"}
 
 
+def test_labelled_text_comes_from_its_call_and_from_no_passage(store):
+    publish(store, "generation_log", {"source_id": "txt_1", "call_id": "call_2"}, {"source_id": "chk_b0"})
+    publish(store, "examples", {"example_id": "exm_label", "call_id": "call_2", "origin": "labelled"})
+    assert reached(store, "exm_label", "back") == {"call": {"call_2"}}
+
+
+def learn(store, judgements, reviews, examples, rejected=()):
+    """Store what was said of requests, how it was decided on, and what came of that."""
+    journal = Journal(store.root, "feedback")
+    for feedback_id, request_id, *_ in judgements:
+        journal.add(judged(feedback_id, task=TASK, request_id=request_id))
+    journal.close()
+    candidates = [
+        {
+            "example_id": f"fbk_{name}",
+            "feedback_id": name,
+            "request_id": request_id,
+            "question": "Q",
+            "answer": answer,
+            "given_at": AT,
+        }
+        for name, request_id, answer in judgements
+    ]
+    publish(store, "feedback_candidates", *candidates)
+    publish(store, "reviews", *reviews, reviewed_at=AT, question="Q", reviewer="Ada")
+    publish(store, "examples", *examples, question="Q")
+    publish(store, "rejected_examples", *rejected, question="Q")
+
+
+def test_feedback_led_to_the_examples_that_a_reviewer_made_of_it_and_to_all_that_followed(store):
+    learn(
+        store,
+        [("fdb_like", "req_1", "A"), ("fdb_fix", "req_1", "B"), ("fdb_wait", "req_1", "C"), ("fdb_bad", "req_2", "D")],
+        [
+            {"example_id": "fbk_fdb_like", "decision": "accept", "answer": "A"},
+            {"example_id": "fbk_fdb_fix", "decision": "edit", "answer": "B, at most"},
+            {"example_id": "fbk_fdb_bad", "decision": "reject", "answer": "D"},
+        ],
+        [
+            {"example_id": "exm_like", "answer": "A", "request_id": "req_1"},
+            {"example_id": "exm_fix", "answer": "B, at most", "request_id": "req_1"},
+            {"example_id": "exm_other", "answer": "A"},
+        ],
+        [{"example_id": "fbk_fdb_bad", "answer": "D", "request_id": "req_2"}],
+    )
+    trained = publish(store, "training_set", {"example_id": "exm_like", "question": "Q", "request_id": "req_1"})
+    publish(store, "adapter", {"artifact_id": "adapter_2"}, inputs={"training_set": trained.fingerprint})
+    rows_ = f"training_set@{trained.fingerprint[:12]}"
+    assert reached(store, "fdb_like", "forward") == {
+        "example": {"exm_like"},
+        "row": {f"{rows_}/exm_like"},
+        "dataset": {rows_},
+        "adapter": {"adapter_2"},
+    }
+    assert reached(store, "fdb_fix", "forward") == {"example": {"exm_fix"}}
+    assert reached(store, "fdb_wait", "forward") == {}
+    assert reached(store, "fdb_bad", "forward") == {"example": {"fbk_fdb_bad"}}
+    assert reached(store, "exm_fix", "back", depth=1) == {"request": {"req_1"}, "feedback": {"fdb_fix"}}
+    behind = reached(store, "adapter_2", "back")
+    assert (behind["feedback"], behind["request"]) == ({"fdb_like"}, {"req_1"})
+    assert reached(store, "exm_other", "back") == {}
+
+
+def test_feedback_behind_an_example_is_found_after_its_candidate_and_its_review_have_changed(store):
+    """What somebody decided on stays as it was then, though later versions of both tables may no longer show it."""
+    learn(
+        store,
+        [("fdb_2", "req_1", "A")],
+        [{"example_id": "fbk_fdb_2", "decision": "accept", "answer": "A"}],
+        [{"example_id": "exm_2", "answer": "A", "request_id": "req_1"}],
+    )
+    publish(store, "feedback_candidates")
+    publish(store, "reviews", {"example_id": "fbk_fdb_2", "decision": "reject", "answer": "A", "reviewed_at": AT})
+    assert reached(store, "fdb_2", "forward") == {"example": {"exm_2"}}
+
+
 def test_lists_are_capped_and_counts_are_not(planted):
     (found,) = trace(planted, "doc_a", direction="forward", limit=1)
     assert found.forward.counts["chunk"] == 3
