@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -36,9 +37,17 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except UserError as error:
             Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            _let_go(error)
             raise typer.Exit(1) from None
 
     return run
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Let go of what tracebacks hold: of a connection that is held to the end DuckDB prints forty lines of leaks."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def quiet() -> None:

@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 
 import polars as pl
 import pytest
@@ -242,3 +244,33 @@ def test_models_export_into_a_folder_that_holds_something_is_refused(own_folders
     assert result.exit_code == 1
     assert "is there already" in " ".join(result.stderr.split())
     assert [file.name for file in (own_folders / "out").iterdir()] == ["mine.txt"]
+
+
+HELD = """
+import threading, time, duckdb
+from ev_platform.errors import UserError
+from ev_platform.terminal import plain_errors
+
+def wait(error):
+    time.sleep(100)
+
+@plain_errors
+def command():
+    try:
+        try:
+            with duckdb.connect() as connection:
+                connection.execute("SELECT nothing")
+        except duckdb.Error as cause:
+            raise UserError("There is no column nothing.") from cause
+    except UserError as error:  # as Prefect does, in a thread that ends with the process
+        threading.Thread(target=wait, args=(error,), daemon=True).start()
+        raise
+
+command()
+"""
+
+
+def test_error_that_another_thread_still_holds_is_all_that_is_printed():
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("Error: There is no column nothing.\n")
+    assert "leaked" not in done.stderr
