@@ -17,8 +17,8 @@ from ev_platform.defs.stage import FORCE_TAG
 from ev_platform.errors import UserError
 
 _POLL_S = 1.0
-# A queue moves within seconds where its daemon runs; an hour behind other runs is no fault.
-_LONGEST_QUEUE_S = 3600
+# A run that waits so long is behind others, which is no fault, or no daemon moves the queue: Dagster is asked which.
+_QUEUE_CHECK_S = 3600
 # For one answer. A webserver on a machine that a training has to itself takes its time.
 _TIMEOUT_S = 60.0
 # Until it counts as gone, and the longest pause between two questions: its restart takes a minute where cores are busy.
@@ -32,6 +32,10 @@ _LAUNCH = """mutation($it: ExecutionParams!) { launchRun(executionParams: $it) {
   ... on RunConfigValidationInvalid { errors { message } }
   ... on Error { message } } }"""
 _STATUS = "query($run: ID!) { runOrError(runId: $run) { ... on Run { status } ... on Error { message } } }"
+_QUEUE = """{ instance { daemonHealth { daemonStatus(daemonType: "QUEUED_RUN_COORDINATOR") { healthy } } } }"""
+_CANCEL = """mutation($run: String!) { terminateRun(runId: $run) { __typename
+  ... on TerminateRunFailure { message }
+  ... on Error { message } } }"""
 _EVENTS = """query($run: ID!, $after: String) { logsForRun(runId: $run, afterCursor: $after) {
   ... on EventConnection { cursor hasMore events { __typename
     ... on MaterializationEvent { assetKey { path }
@@ -110,16 +114,33 @@ def _repository(url: str) -> dict[str, str]:
 
 
 def _wait(url: str, run_id: str) -> str:
-    queued_until = time.monotonic() + _LONGEST_QUEUE_S
+    queued_until = time.monotonic() + _QUEUE_CHECK_S
     while True:
         run = _ask(url, _STATUS, run=run_id)["runOrError"]
         status = run.get("status")
         if status is None or status in ("SUCCESS", "FAILURE", "CANCELED"):
             return status or "FAILURE"
         if status in ("QUEUED", "NOT_STARTED") and time.monotonic() > queued_until:
-            said = f"Dagster at {_shown(url)} has not started run {run_id} for an hour: is its daemon running?"
-            raise RunFailedError(said, run_id, "the queue", is_final=True)
+            if not _is_queue_moving(url):
+                raise _given_up(url, run_id)
+            queued_until = time.monotonic() + _QUEUE_CHECK_S
         time.sleep(_POLL_S)
+
+
+def _is_queue_moving(url: str) -> bool:
+    return _ask(url, _QUEUE)["instance"]["daemonHealth"]["daemonStatus"]["healthy"] is True
+
+
+def _given_up(url: str, run_id: str) -> RunFailedError:
+    """Cancel a run that has not begun, which would begin without the flow and its lock; return what is to be said."""
+    reply = _ask(url, _CANCEL, run=run_id)["terminateRun"]
+    said = f"Run {run_id} waits in the queue of Dagster at {_shown(url)}, whose daemon is not at work: start it"
+    if reply["__typename"] == "TerminateRunSuccess":
+        said += ", then run this again. The waiting run was cancelled."
+    else:
+        why = reply.get("message") or reply["__typename"]
+        said += f". The waiting run could not be cancelled ({why}): cancel it at {run_page(url, run_id)}."
+    return RunFailedError(said, run_id, "the queue", is_final=True)
 
 
 def _outcome(url: str, run_id: str, status: str) -> RunResult:

@@ -1,5 +1,6 @@
 """Runs submitted and followed over GraphQL: by a real Dagster webserver, and by one that is busy."""
 
+import asyncio
 import base64
 import json
 import threading
@@ -9,8 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.utils import make_new_run_id
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import EmptyWorkspaceTarget
+from dagster._daemon.types import DaemonHeartbeat
+from dagster_graphql.schema import create_schema
 
 from ev_platform.defs import submit as module
+from ev_platform.defs.instance import write_settings
 from ev_platform.defs.run import RunFailedError
 from ev_platform.defs.submit import is_reachable, run_page, submit
 from ev_platform.errors import UserError
@@ -56,7 +64,7 @@ ANSWERS = {
 def webserver(answers=ANSWERS, *, busy=None, n_busy=0, wants=None):
     """Answer as a Dagster webserver does, but `busy` with no JSON at first; yield its address and what was asked.
 
-    Whoever does not send the header `wants` gets 401.
+    An answer may be a function of what was asked. Whoever does not send the header `wants` gets 401.
     """
     asked = []
 
@@ -80,7 +88,8 @@ def webserver(answers=ANSWERS, *, busy=None, n_busy=0, wants=None):
             name = next(name for name in answers if name in query)
             asked.append(name)
             is_busy = name == busy and asked.count(name) <= n_busy
-            body = b"busy" if is_busy else json.dumps({"data": {name: answers[name]}}).encode()
+            answer = answers[name](asked) if callable(answers[name]) else answers[name]
+            body = b"busy" if is_busy else json.dumps({"data": {name: answer}}).encode()
             self.send_response(503 if is_busy else 200)
             self.end_headers()
             self.wfile.write(body)
@@ -148,3 +157,99 @@ def test_password_in_the_address_opens_the_webserver_and_is_neither_in_links_nor
             submit(url.replace("http://", "http://ev:p%40ss@"), "tiny", PAGES)
         assert url in str(error.value) and "ss@" not in str(error.value)
     assert "p%40ss" not in caplog.text and "p@ss" not in caplog.text
+
+
+def daemon(*, is_healthy):
+    return {"instance": {"daemonHealth": {"daemonStatus": {"healthy": is_healthy}}}}
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(module, "_QUEUE_CHECK_S", 0.05)
+    monkeypatch.setattr(module, "_POLL_S", 0.02)
+
+
+def test_run_that_waits_behind_others_is_waited_for_while_the_daemon_is_at_work(impatient):
+    def status(asked):
+        return {"status": "QUEUED" if asked.count("instance") < 3 else "SUCCESS"}
+
+    with webserver({**ANSWERS, **daemon(is_healthy=True), "runOrError": status}) as (url, asked):
+        assert submit(url, "tiny", PAGES).run_ids == ("r1",)
+    assert asked.count("instance") == 3 and "terminateRun" not in asked
+
+
+@pytest.mark.parametrize("is_healthy", [False, None])  # None: this Dagster has no daemon of the queue at all
+def test_run_whose_queue_nobody_moves_is_cancelled_before_it_is_given_up(impatient, is_healthy):
+    answers = {
+        **ANSWERS,
+        **daemon(is_healthy=is_healthy),
+        "runOrError": {"status": "QUEUED"},
+        "terminateRun": {"__typename": "TerminateRunSuccess"},
+    }
+    with webserver(answers) as (url, asked), pytest.raises(RunFailedError, match="was cancelled") as failure:
+        submit(url, "tiny", PAGES)
+    assert asked[-2:] == ["instance", "terminateRun"]
+    assert (failure.value.is_final, failure.value.where, failure.value.run_id) == (True, "the queue", "r1")
+
+
+def test_run_that_cannot_be_cancelled_is_given_up_with_the_word_that_it_may_start_yet(impatient):
+    answers = {
+        **ANSWERS,
+        **daemon(is_healthy=False),
+        "runOrError": {"status": "QUEUED"},
+        "terminateRun": {"__typename": "TerminateRunFailure", "message": "You do not have permission"},
+    }
+    said = r"could not be cancelled \(You do not have permission\): cancel it at http://.*/runs/r1"
+    with webserver(answers) as (url, _), pytest.raises(RunFailedError, match=said):
+        submit(url, "tiny", PAGES)
+
+
+@pytest.fixture
+def dagster(tmp_path, monkeypatch):
+    """Yield a Dagster of our settings, with nothing to run and no daemon, that answers what is asked."""
+    home = tmp_path / "home"
+    home.mkdir()
+    write_settings(home)
+    schema = create_schema()
+    with (
+        dg.DagsterInstance.from_config(str(home)) as instance,
+        WorkspaceProcessContext(instance, EmptyWorkspaceTarget()) as served,
+    ):
+
+        def ask(url, query, **variables):
+            context = served.create_request_context()
+            reply = asyncio.run(schema.execute_async(query, context_value=context, variable_values=variables))
+            assert not reply.errors
+            return reply.data
+
+        monkeypatch.setattr(module, "_ask", ask)
+        yield instance
+
+
+def queue(dagster):
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("l"), "r"), "everything")
+    return dagster.add_run(
+        dg.DagsterRun("everything", make_new_run_id(), status=dg.DagsterRunStatus.QUEUED, remote_job_origin=origin)
+    )
+
+
+def test_dagster_itself_tells_that_its_daemon_is_not_at_work_and_cancels_the_run(impatient, dagster):
+    queued = queue(dagster)
+    with pytest.raises(RunFailedError, match="was cancelled"):
+        module._wait("http://dagster", queued.run_id)
+    assert dagster.get_run_by_id(queued.run_id).status is dg.DagsterRunStatus.CANCELED
+
+
+def test_dagster_itself_tells_that_its_daemon_is_at_work(impatient, dagster, monkeypatch):
+    queued = queue(dagster)
+    dagster.add_daemon_heartbeat(DaemonHeartbeat(time.time(), "QUEUED_RUN_COORDINATOR", None, None))
+    polls, until = [], time.monotonic() + 0.2
+
+    def pause(seconds):
+        polls.append(seconds)
+        if time.monotonic() > until:
+            dagster.report_run_canceled(queued)
+
+    monkeypatch.setattr(module.time, "sleep", pause)
+    assert module._wait("http://dagster", queued.run_id) == "CANCELED"
+    assert polls
