@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import psutil
 from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
@@ -84,13 +85,21 @@ def _end(flow_run_id: UUID) -> list[FlowRun]:
 
 def _end_orphaned_servers() -> None:
     """End the servers that Prefect starts for one process, where that process was killed: they would stay for ever."""
-    import psutil
-
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             own = process.environ()
-            if own.get("PREFECT__SERVER_EPHEMERAL") and own.get("PREFECT_HOME") == os.environ.get("PREFECT_HOME"):
-                parent = process.parent()
-                # Whoever takes an orphan over, be it init or a user's systemd, is no Python.
-                if parent is None or parent.pid == 1 or parent.exe() != process.exe():
-                    process.terminate()
+            is_ours = own.get("PREFECT_HOME") == os.environ.get("PREFECT_HOME")
+            if own.get("PREFECT__SERVER_EPHEMERAL") and is_ours and _is_orphan(process):
+                process.terminate()
+
+
+def _is_orphan(process: psutil.Process) -> bool:
+    parent = process.parent()
+    if parent is None:
+        return True
+    try:
+        # Whoever takes an orphan over, be it init or a user's systemd, is no Python. The number 1 says nothing: in a
+        # container it may be the run itself.
+        return parent.exe() != process.exe()
+    except psutil.AccessDenied:
+        return parent.pid == 1  # init is root's

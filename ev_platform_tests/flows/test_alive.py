@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 from filelock import FileLock, Timeout
 
-from ev_platform.flows.alive import marked
+from ev_platform.flows.alive import _end_orphaned_servers, marked
 
 KILLED = """
 import os, signal, time
@@ -80,3 +81,47 @@ def test_mark_is_held_while_a_run_goes_on_and_gone_afterwards(tmp_path):
         with pytest.raises(Timeout):
             FileLock(mark, timeout=0).acquire()
     assert list((tmp_path / "runs" / "flow_runs").iterdir()) == []
+
+
+class Process:
+    """A process as psutil tells of it."""
+
+    def __init__(self, exe, *, pid=70, parent=None):
+        self.pid, self._exe, self._parent, self.is_ended = pid, exe, parent, False
+
+    def environ(self):
+        return {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_HOME": "/data/prefect"}
+
+    def parent(self):
+        return self._parent
+
+    def exe(self):
+        if self._exe is None:
+            raise psutil.AccessDenied(self.pid)
+        return self._exe
+
+    def terminate(self):
+        self.is_ended = True
+
+
+OURS = "/opt/ev-platform/.venv/bin/python"
+
+
+@pytest.mark.parametrize(
+    ("parent", "is_ended"),
+    [
+        pytest.param(None, True, id="no parent"),
+        pytest.param(Process("/sbin/init", pid=1), True, id="init"),
+        pytest.param(Process(None, pid=1), True, id="init that is root's"),
+        pytest.param(Process("/usr/lib/systemd/systemd", pid=900), True, id="a user's systemd"),
+        pytest.param(Process(OURS, pid=900), False, id="a run"),
+        pytest.param(Process(OURS, pid=1), False, id="a run that is the first process of its container"),
+        pytest.param(Process(None, pid=900), False, id="somebody who cannot be looked at"),
+    ],
+)
+def test_server_of_one_run_is_ended_where_nobody_runs_with_it_any_more(monkeypatch, parent, is_ended):
+    server = Process(OURS, parent=parent)
+    monkeypatch.setenv("PREFECT_HOME", "/data/prefect")
+    monkeypatch.setattr(psutil, "process_iter", lambda: [server])
+    _end_orphaned_servers()
+    assert server.is_ended is is_ended
