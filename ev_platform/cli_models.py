@@ -47,6 +47,7 @@ def models_list(task: TaskOption = "ev_charging") -> None:
     Example: `ev-platform models list --task ev_charging`
     """
     from ev_platform.registry import pruned_at, read_aliases
+    from ev_platform.registry.prune import is_held
 
     store = _store()
     aliases: dict[str, list[str]] = {}
@@ -57,14 +58,19 @@ def models_list(task: TaskOption = "ev_charging") -> None:
     for row in store.read("registered_model", task).iter_rows(named=True):
         name = row["model_version"]
         folder = store.artifact_path("serving_model", row["serving_model_id"])
-        size = f"{sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB" if folder.is_dir() else "gone"
+        if folder.is_dir():
+            size = f"{sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB"
+        elif is_held(store, str(folder.relative_to(store.root))):
+            size = "in the store"
+        else:
+            size = "pruned" if name in pruned else "gone"
         table.add_row(
             name,
             ", ".join(aliases.get(name, [])),
             f"{row['registered_at']:%Y-%m-%d %H:%M}",
             row["verdict"],
             _score(row),
-            "pruned" if size == "gone" and name in pruned else size,
+            size,
         )
     console.print(table)
 

@@ -47,6 +47,21 @@ def test_models_list_shows_stage_verdict_score_and_size(store):
     assert second.endswith("inconclusive token_f1 0.550 0.0 MB")
 
 
+def test_models_list_shows_weights_that_only_the_object_store_holds(own_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "width", 200)
+    url = (tmp_path / "bucket").as_uri()
+    other = PlainStore(tmp_path / "other_machine", url)
+    for model in ("m1", "m2"):
+        add_version(other, model)
+    with other.artifact("serving_model", lambda: "m2"):
+        pass  # m2 goes up, m1 never did
+    monkeypatch.setenv("EV_STORE_URL", url)
+    get_settings.cache_clear()
+    first, second = lines(call("list"))[3:5]
+    assert first.startswith("tiny@1") and first.endswith(" gone")
+    assert second.startswith("tiny@2") and second.endswith(" in the store")
+
+
 def test_models_show_tells_fingerprints_checks_and_decisions(store):
     text = "\n".join(lines(call("show", "candidate")))
     row = store.read("registered_model", "tiny").row(1, named=True)

@@ -18,11 +18,14 @@ from ev_platform.lineage.catalogue import show_query
 from ev_platform.lineage.trace import trace
 from ev_platform.registry import locked, read_aliases
 from ev_platform.registry.promotion import rollback, settle
+from ev_platform.registry.prune import prune
 from ev_platform.remote import MovedError, Remote, one_view
 from ev_platform.storage import Store
 from ev_platform.tasks.sources import Sources
 from ev_platform_tests.object_store import s3_server
 from ev_platform_tests.registry.registered import PlainStore, add_version, conclude, gate
+from ev_platform_tests.registry.test_prune import five_versions, train, upload
+from ev_platform_tests.registry.test_prune import of as weights_of
 
 s3fs = pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
 pytest.importorskip("moto", reason="moto is not installed")
@@ -386,3 +389,12 @@ def test_trace_on_another_machine_follows_what_the_first_published(machines):
     row = blank_row("https://a.example/page", "web", Sources())
     one.publish("raw_pages", "cars", records.to_frame("raw_pages", [row]))
     assert [found.task for found in trace(two, "https://a.example/page")] == ["cars"]
+
+
+def test_prune_on_another_machine_takes_what_no_task_on_any_machine_uses(tmp_path, url):
+    one, two, three = (PlainStore(tmp_path / name, url) for name in ("one", "two", "three"))
+    five_versions(one)
+    upload(one)
+    train(two, "m3", task="other")
+    assert set(prune(three, "tiny", keep_last=1, apply=True).folders) == weights_of("m4")
+    assert Remote(url).has("artifacts/serving_model/m3") and not Remote(url).has("artifacts/serving_model/m4")

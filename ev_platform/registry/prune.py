@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ev_platform.registry.aliases import locked, read_aliases
@@ -41,10 +42,22 @@ def pruned_at(store: Store, task: str) -> dict[str, str]:
     return {} if content is None else json.loads(content)
 
 
+def is_held(store: Store, folder: str) -> bool:
+    """Return whether weights lie here or in the object store.
+
+    Args:
+        store: Where they lie.
+        folder: Relative to the data folder.
+    """
+    # In the object store a folder is there once it is said to be complete: `drop` takes that away first.
+    return (store.root / folder).is_dir() or store.holds(f"complete/{folder}")
+
+
 def prune(store: Store, task: str, *, keep_last: int = 3, keep: Collection[str] = (), apply: bool = False) -> Plan:
     """Take weights off the disk that neither an alias, nor the newest versions, nor a named one, nor a table need.
 
-    What a table says now is kept too, so that the next run goes on from it; so is what another task uses.
+    What a table says now is kept too, so that the next run goes on from it; so is what another task uses. Of an object
+    store it takes them for every machine, whether or not they lie here, and looks at what every machine published.
 
     Args:
         store: Where they lie.
@@ -68,8 +81,9 @@ def prune(store: Store, task: str, *, keep_last: int = 3, keep: Collection[str] 
             for folder in plan.folders:
                 store.drop(folder)
                 path = store.root / folder
-                # Away under one rename: a run that makes the same artifact again must not find half of it.
-                path.rename(path.with_name(f"{_RENAMED}{path.name}"))
+                if path.is_dir():
+                    # Away under one rename: a run that makes the same artifact again must not find half of it.
+                    path.rename(path.with_name(f"{_RENAMED}{path.name}"))
             _remove_renamed(store)
     return plan
 
@@ -80,19 +94,25 @@ def _remove_renamed(store: Store) -> None:
 
 
 def _plan(store: Store, task: str, keep_last: int, named: set[str]) -> Plan:
+    store.refresh()  # else what a task of another machine uses would not be known here
     versions = store.read("registered_model", task).to_dicts()
     newest = versions[max(0, len(versions) - keep_last) :]
     kept = {*read_aliases(store, task).values(), *named, *(row["model_version"] for row in newest)}
     held = {path for table in TABLES for path in _held(store, table, task)}
     held |= _paths_of(store, task, [row for row in versions if row["model_version"] in kept])
-    made = {row["path"] for table in TABLES for row in _rows(store, table, task)}
-    folders = sorted(path for path in made - held if (store.root / path).is_dir())
+    made = {row["path"]: row["n_bytes"] for table in TABLES for row in _rows(store, table, task)}
+    folders = sorted(path for path in made.keys() - held if is_held(store, path))
     served = {row["model_version"]: store.artifact_path("serving_model", row["serving_model_id"]) for row in versions}
     return Plan(
         tuple(version for version, folder in served.items() if str(folder.relative_to(store.root)) in folders),
         tuple(folders),
-        sum(file.stat().st_size for path in folders for file in (store.root / path).rglob("*") if file.is_file()),
+        sum(_size(store.root / path, made[path]) for path in folders),
     )
+
+
+def _size(folder: Path, recorded: int) -> int:
+    """Return the size of the files here; of a folder that only the object store holds, what its table says."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else recorded
 
 
 def _held(store: Store, table: str, task: str) -> Iterable[str]:

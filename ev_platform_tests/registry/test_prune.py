@@ -8,7 +8,7 @@ from ev_platform.registry.aliases import write_aliases
 from ev_platform.registry.prune import Plan
 from ev_platform.registry.prune import prune as prune_weights
 from ev_platform.tasks import get_task
-from ev_platform_tests.registry.registered import artifact, publish, write_weights
+from ev_platform_tests.registry.registered import PlainStore, artifact, publish, write_weights
 from ev_platform_tests.tiny import write_tiny_task
 
 
@@ -118,3 +118,44 @@ def test_prune_version_to_keep_that_is_not_there_is_told(store):
     with pytest.raises(UserError, match="no model 'tiny@9'"):
         prune_weights(store, "tiny", keep=["tiny@9"], apply=True)
     assert json.loads((store.root / "registry" / "tiny.json").read_text())["champion"] == "tiny@2"
+
+
+# ---- several machines with one object store ----
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """Return two data folders of one object store, as two machines have them."""
+    return [PlainStore(tmp_path / name, (tmp_path / "bucket").as_uri()) for name in ("one", "two")]
+
+
+def upload(store):
+    """Let the object store hold every folder of weights that lies here."""
+    for folder in (store.root / "artifacts").glob("*/*"):
+        with store.artifact(folder.parent.name, lambda folder=folder: folder.name):
+            pass
+
+
+def in_bucket(tmp_path):
+    return {str(file.parent.relative_to(tmp_path / "bucket")) for file in (tmp_path / "bucket").glob("artifacts/*/*/*")}
+
+
+def test_prune_keeps_weights_that_another_task_on_another_machine_uses(machines, tmp_path):
+    one, two = machines
+    five_versions(one)
+    upload(one)
+    train(two, "m3", task="other")
+    assert prune_weights(one, "tiny", keep_last=1, apply=True).versions == ("tiny@4",)
+    assert in_bucket(tmp_path) == of("m1", "m2", "m3", "m5") | {"artifacts/base_model/base"}
+
+
+def test_prune_on_a_machine_with_an_empty_cache_takes_what_the_object_store_holds(machines, tmp_path):
+    one, two = machines
+    five_versions(one)
+    upload(one)
+    plan = prune_weights(two, "tiny", keep_last=1, apply=True)
+    assert (plan.versions, set(plan.folders)) == (("tiny@3", "tiny@4"), of("m3", "m4"))
+    assert plan.n_bytes == sum((one.root / folder / "model.bin").stat().st_size for folder in plan.folders)
+    assert in_bucket(tmp_path) == of("m1", "m2", "m5") | {"artifacts/base_model/base"}
+    assert set(pruned_at(one, "tiny")) == {"tiny@3", "tiny@4"}
+    assert prune_weights(two, "tiny", keep_last=1) == Plan((), (), 0)  # nothing is taken away twice
