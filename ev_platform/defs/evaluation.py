@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -38,6 +38,7 @@ from ev_platform.registry import releases
 from ev_platform.storage import Record, Store
 from ev_platform.tasks import Task, splitting
 from ev_platform.tasks.types import TASK_TYPES, get_task_type
+from ev_platform.training.kept import rows_behind
 from ev_platform.training.loop import Job
 from ev_platform.training.recipes import Recipe
 
@@ -244,17 +245,18 @@ def seed_scores(
     task = store.task(context.partition_key)
     wanted, task_type = task.config.evaluation.seeds, get_task_type(task.config.type)
     trained_on = {"training_set": training_set, "validation_set": validation_set}
+    if wanted:
+        trained_on = {name: _behind(adapter, name, table) for name, table in trained_on.items()}
     asked = {"benchmark": benchmark, "chunks": chunks, "chunk_vectors": chunk_vectors, "predictions": predictions}
     inputs = {"base_model": base_model, "adapter": adapter, **trained_on, **asked} if wanted else {}
     min_score = min_score_of(abstention_calibration.frame)
     config = {"seeds": list(wanted), **({**_answering(task), "min_score": min_score} if wanted else {})}
 
     def compute() -> dict[str, pl.DataFrame]:
-        _refuse_other_rows(adapter, trained_on)
         return {
             "seed_scores": seeds.score_seeds(
                 wanted,
-                _job_of(task, store.store(), base_model, adapter, training_set, validation_set),
+                _job_of(task, store.store(), base_model, adapter, **trained_on),
                 predictions.frame,
                 lambda model: evaluation.predict(
                     benchmark.frame,
@@ -287,14 +289,18 @@ def seed_scores(
         yield output.with_metadata({**output.metadata, **shown})
 
 
-def _refuse_other_rows(adapter: Table, trained_on: Mapping[str, Table]) -> None:
-    known = json.loads(adapter.frame.item(0, "inputs"))
-    for name, table in trained_on.items():
-        if known[name] != table.fingerprint:
-            raise UserError(
-                f"The table {name} has changed since the model was trained, so that other seeds could not be compared "
-                f"with it: run `ev-platform run --task {table.record.task}`."
-            )
+def _behind(adapter: Table, name: str, now: Table) -> Table:
+    """Return the rows that the model was trained on, which may be older than those of today."""
+    known = json.loads(adapter.frame.item(0, "inputs"))[name]
+    if known == now.fingerprint:
+        return now
+    record = rows_behind(now.store, now.record.task, name, known)
+    if record is None:
+        raise UserError(
+            f"The rows of {name} that the model was trained on are no longer stored, so that other seeds could not be "
+            f"compared with it: run `ev-platform run --task {now.record.task}`."
+        )
+    return Table(now.store, record)
 
 
 def _job_of(

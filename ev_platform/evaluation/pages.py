@@ -132,13 +132,16 @@ def _version(store: Store, table: str, task: str, fingerprint: str | None) -> Re
 
 def _in_force(store: Store, task: str) -> list[str]:
     """Return the tables that were computed from what is current; one that waits for its turn in a run is not shown."""
-    found = []
+    found, adapter = [], store.current("adapter", task)
     for name in SURROUNDING:
         record = store.current(name, task)
         if record is None:
             continue
         sources = {table: store.current(table, task) for table in record.inputs if table in TABLES}
-        if all(source is None or source.fingerprint == record.inputs[table] for table, source in sources.items()):
+        prints = {table: source.fingerprint for table, source in sources.items() if source}
+        if adapter and "adapter" in prints:  # a model that was kept was trained on rows that may not be those of today
+            prints |= {table: known for table, known in adapter.inputs.items() if table in prints}
+        if all(record.inputs[table] == known for table, known in prints.items()):
             found.append(name)
     return found
 

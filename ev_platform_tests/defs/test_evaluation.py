@@ -278,12 +278,39 @@ def test_seed_scores_recipe_is_trained_with_each_seed_once(workspace):
     assert kept.stat().st_mtime_ns == before and len(list(kept.parent.iterdir())) == 1
 
 
-@pytest.mark.parametrize("table", ["training_set", "validation_set"])
-def test_seed_scores_other_rows_than_the_model_was_trained_on_are_refused(workspace, table):
+def test_seed_scores_of_a_kept_model_are_of_the_rows_that_it_was_trained_on(workspace, monkeypatch):
     set_seeds(workspace)
     run(workspace, "predictions")
+    behind, jobs = {}, []
+    for table in ("training_set", "validation_set"):
+        behind[table] = workspace.store.current(table, "tiny").fingerprint
+        workspace.store.publish(table, "tiny", rows("train", 3))
+    score_seeds = workspace.stage.seeds.score_seeds
+    monkeypatch.setattr(
+        workspace.stage.seeds,
+        "score_seeds",
+        lambda seeds, job, *rest, **named: jobs.append(job) or score_seeds(seeds, job, *rest, **named),
+    )
+    assert computed(run(workspace, "seed_scores")[0]) == {"seed_scores"}
+    assert workspace.read("seed_scores")["seed"].unique().sort().to_list() == [5, 17]
+    assert [(job.training.height, job.validation.height) for job in jobs] == [(N_TEST_ROWS, N_TEST_ROWS)]
+    assert behind.items() <= workspace.store.current("seed_scores", "tiny").inputs.items()
+    # Nothing that they depend on is another when a further row changes.
+    workspace.store.publish("training_set", "tiny", rows("train", 4))
+    assert computed(run(workspace, "seed_scores")[0]) == set()
+
+
+@pytest.mark.parametrize("table", ["training_set", "validation_set"])
+def test_seed_scores_are_refused_where_the_rows_behind_the_model_are_no_longer_stored(workspace, table):
+    set_seeds(workspace)
+    run(workspace, "predictions")
+    before = workspace.store.current(table, "tiny").version
     workspace.store.publish(table, "tiny", rows("train", 3))
-    with pytest.raises(Exception, match=f"The table {table} has changed since the model was trained"):
+    (workspace.root / "data" / "tables" / table / "tiny" / f"{before}.json").unlink()
+    told = (
+        f"The rows of {table} that the model was trained on are no longer stored, .+: run `ev-platform run --task tiny`"
+    )
+    with pytest.raises(Exception, match=told):
         run(workspace, "seed_scores")
 
 

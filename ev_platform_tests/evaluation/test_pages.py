@@ -209,6 +209,22 @@ def test_table_that_waits_for_its_turn_is_not_shown(stored):
     assert read_report(stored.store, stored.task)["coverage"] is None
 
 
+def test_seeds_of_a_kept_model_are_shown_beside_rows_that_changed(full, tmp_path):
+    shutil.copytree(full.store.root, tmp_path / "data")
+    stored = Stored(LazyStore(tmp_path / "data"), full.task)
+    stored.publish("adapter", stored.read("adapter"), "training_set")
+    stored.publish("seed_scores", stored.read("seed_scores"), "adapter", "training_set")
+    stored.publish("coverage", stored.read("coverage"), "chunks", "training_set")
+    stored.publish("training_set", stored.read("training_set").head(3))
+    told = read_report(stored.store, stored.task)
+    assert told["seeds"] is not None
+    # What does not look at the model is about the rows of today.
+    assert told["coverage"] is None
+    # Of an adapter that was trained on other rows yet, they are not.
+    stored.publish("adapter", stored.read("adapter").with_columns(sha256=pl.lit("1")), "training_set")
+    assert read_report(stored.store, stored.task)["seeds"] is None
+
+
 def test_page_shows_the_predictions_and_rows_that_were_scored(stored):
     before = read_report(stored.store, stored.task)
     # A later run got as far as new test rows and new answers, and broke off before they were scored.
