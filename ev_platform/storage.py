@@ -346,22 +346,26 @@ class Store:
         Args:
             kind: Table that will describe it.
             name: Called at the end of the block for the id, which may depend on what was written.
+
+        Raises:
+            UserError: If the disk is full.
         """
-        parent = self.root / "artifacts" / kind
-        parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=parent, prefix=".tmp-"))
-        try:
-            yield scratch
-            scratch.chmod(0o755)
-            target = parent / name()
-            if not target.exists():
-                scratch.rename(target)
-            if self._remote is not None:
-                unit = f"artifacts/{kind}/{target.name}"
-                files = sorted(str(file.relative_to(self.root)) for file in target.rglob("*") if file.is_file())
-                self._remote.push(unit, self.root, files)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with self._room(f"the files of {kind}"):
+            parent = self.root / "artifacts" / kind
+            parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(dir=parent, prefix=".tmp-"))
+            try:
+                yield scratch
+                scratch.chmod(0o755)
+                target = parent / name()
+                if not target.exists():
+                    scratch.rename(target)
+                if self._remote is not None:
+                    unit = f"artifacts/{kind}/{target.name}"
+                    files = sorted(str(file.relative_to(self.root)) for file in target.rglob("*") if file.is_file())
+                    self._remote.push(unit, self.root, files)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def artifact_path(self, kind: str, artifact_id: str) -> Path:
         """Return where an artifact lies or would lie."""

@@ -466,3 +466,12 @@ def test_body_that_finds_no_room_is_said(store, monkeypatch):
     with pytest.raises(UserError, match="no room for a fetched body"):
         store.put_blob(b"bytes")
     assert not temporary_files(store)
+
+
+def test_weights_that_find_no_room_are_said_whoever_writes_them(store):
+    with (
+        pytest.raises(UserError, match=r"is full: there is no room for the files of adapter"),
+        store.artifact("adapter", lambda: "adapter_1"),
+    ):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert not list(store.root.glob("artifacts/adapter/*"))
