@@ -6,15 +6,21 @@ What does not belong here: the graph, and how a run is started (`run`).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES, RunsFilter
 from dagster._core.storage.runs import SqliteRunStorage
+from filelock import FileLock
 
 from ev_platform.files import write_atomic
 from ev_platform.settings import get_settings
 
+# Of a run that has its process from the beginning; those of the webserver are given one later.
+PROCESS_TAG = "ev/process"
 _MARK = "# Written by ev-platform, which keeps it up to date; a file without this line is left as it is.\n"
 # What was written before there was a mark.
 _UNMARKED = "telemetry:\n  enabled: false\nnux:\n  enabled: false\n"
@@ -70,6 +76,17 @@ def write_settings(home: Path) -> None:
         write_atomic(file, wanted.encode())
 
 
+def open_instance(home: Path, overrides: Mapping[str, Any] | None = None) -> dg.DagsterInstance:
+    """Open Dagster's state, a context manager; of processes that come first at once, one makes the databases.
+
+    Args:
+        home: DAGSTER_HOME.
+        overrides: Of its `dagster.yaml`.
+    """
+    with FileLock(home / ".opening"):
+        return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=overrides))
+
+
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Mark runs as failed whose process is no more, and free the places in pools that they and finished runs hold.
 
@@ -85,7 +102,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     if not isinstance(instance.run_storage, SqliteRunStorage):
         return []
     dead = []
-    for run in instance.get_runs(RunsFilter(statuses=IN_PROGRESS_RUN_STATUSES)):
+    for run in instance.get_runs(RunsFilter(statuses=[dg.DagsterRunStatus.NOT_STARTED, *IN_PROGRESS_RUN_STATUSES])):
         if not _is_alive(instance, run.run_id):
             instance.report_run_failed(run, "The process of this run ended without a word: it was killed.")
             dead.append(run.run_id)
@@ -99,7 +116,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 
 def end_dead_runs_of(home: Path) -> list[str]:
     """Do what `end_dead_runs` does for the Dagster whose home a folder is."""
-    with dg.DagsterInstance.from_config(str(home)) as instance:
+    with open_instance(home) as instance:
         return end_dead_runs(instance)
 
 
@@ -113,6 +130,9 @@ def _is_alive(instance: dg.DagsterInstance, run_id: str) -> bool:
         for name, entry in event.dagster_event.engine_event_data.metadata.items()
         if name == "pid" and str(entry.value).isdigit()
     }
+    record = instance.get_run_record_by_id(run_id)
+    if record is not None and (pid := record.dagster_run.tags.get(PROCESS_TAG)):  # killed before its first event
+        told[int(pid)] = record.create_timestamp.timestamp()
     return not told or any(_is_process(pid, told_at) for pid, told_at in told.items())
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.instance.ref import InstanceRef
 
-from ev_platform.defs.instance import end_dead_runs, write_settings
+from ev_platform.defs.instance import PROCESS_TAG, end_dead_runs, open_instance, write_settings
 from ev_platform.defs.jobs import STAGES, select
 from ev_platform.defs.stage import FORCE_TAG, QUERY_INTERRUPTED
 from ev_platform.errors import UserError
@@ -169,16 +168,14 @@ def materialize(
         KeyboardInterrupt: If a signal ended the run; Dagster has written it down and would say no more than "failed".
     """
     check_request(defs, [task], stages)
-    with dg.DagsterInstance.from_ref(
-        InstanceRef.from_dir(str(dagster_home(data_root)), overrides=_TERMINAL)
-    ) as instance:
+    with open_instance(dagster_home(data_root), _TERMINAL) as instance:
         end_dead_runs(instance)
         has_examination = "dataset" in stages
         result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=instance,
             partition_key=task,
             asset_selection=assets_of(defs, stages),
-            tags={**(tags or {}), **({FORCE_TAG: "true"} if force else {})},
+            tags={PROCESS_TAG: str(os.getpid()), **(tags or {}), **({FORCE_TAG: "true"} if force else {})},
             raise_on_error=False,
             run_config={"loggers": {"steps": {}}, **run_config(overrule if has_examination else "")},
         )

@@ -10,9 +10,9 @@ import re
 import sqlite3
 from pathlib import Path
 
-import dagster as dg
 from dagster import serialize_value
 
+from ev_platform.defs.instance import open_instance
 from ev_platform.defs.run import dagster_home
 from ev_platform.lineage.takedown import Plan
 
@@ -35,7 +35,7 @@ def forget_runs(data_root: Path, made: Plan, *, apply: bool) -> list[str]:
     """
     home = dagster_home(data_root)
     ids_of, quotes, found = made.ids_by_task(), made.quotes, []
-    with dg.DagsterInstance.from_config(str(home)) as instance:
+    with open_instance(home) as instance:
         for run_id, tags in sorted((run.run_id, run.tags) for run in instance.get_runs()):
             its = ids_of(tags.get("dagster/partition"))
             ids = its.documents | its.chunks | its.examples

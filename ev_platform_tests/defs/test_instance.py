@@ -66,6 +66,40 @@ def test_killed_run_is_marked_and_its_place_in_the_pool_is_free(home):
         assert own.end_dead_runs(instance) == []
 
 
+def test_run_that_was_killed_before_it_started_is_marked_and_one_that_waits_is_not(home):
+    process = multiprocessing.get_context("fork").Process(target=int)
+    process.start()
+    process.join()
+
+    @dg.op
+    def nothing():
+        pass
+
+    job = dg.GraphDefinition("job", node_defs=[nothing]).to_job()
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        tags = [{own.PROCESS_TAG: str(process.pid)}, {own.PROCESS_TAG: str(os.getpid())}, {}]
+        killed, alive, waits = (instance.create_run_for_job(job, tags=each).run_id for each in tags)
+        assert own.end_dead_runs(instance) == [killed]
+        statuses = [instance.get_run_by_id(run).status.value for run in (killed, alive, waits)]
+        assert statuses == ["FAILURE", "NOT_STARTED", "NOT_STARTED"]
+
+
+def open_at_once(home, barrier):
+    barrier.wait()
+    own.end_dead_runs_of(home)
+
+
+def test_processes_that_open_a_new_home_at_once_all_can(home):
+    forks = multiprocessing.get_context("fork")
+    barrier = forks.Barrier(4)
+    processes = [forks.Process(target=open_at_once, args=(home, barrier)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
 def test_run_that_goes_on_is_left_alone(home):
     seen = []
 

@@ -9,6 +9,7 @@ import duckdb
 import pytest
 
 from ev_platform.defs.console import step_lines
+from ev_platform.defs.instance import PROCESS_TAG
 from ev_platform.defs.resources import StoreResource
 from ev_platform.defs.run import RunFailedError, materialize
 from ev_platform.defs.stage import FLOW_TAG, RETRY, build, final_user_errors, tasks_partitions
@@ -71,6 +72,7 @@ def test_interrupt_ends_the_run_and_is_not_retried(tmp_path, work, number, retry
     with dg.DagsterInstance.from_config(str(tmp_path / "data" / "dagster")) as instance:
         (run,) = instance.get_runs()
         assert run.status == dg.DagsterRunStatus.FAILURE
+        assert run.tags[PROCESS_TAG] == str(os.getpid())
 
 
 def test_forced_flow_that_tries_again_computes_again_only_what_had_failed(tmp_path):
