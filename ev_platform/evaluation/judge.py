@@ -174,7 +174,9 @@ def judge_pairs(
 
 def _jobs(pair: Pair, passages: Mapping[str, str]) -> Iterator[PairJob]:
     row = pair.row
-    source = row["context"] or passages.get(row["chunk_id"] or "")
+    # What cannot be answered rests on no passage, whichever it was written from.
+    chunk_id = row["chunk_id"] if row["is_answerable"] is not False else None
+    source = row["context"] or passages.get(chunk_id or "")
     contexts = (source,) if source else ()
     for first, second in ((pair.answer, pair.other), (pair.other, pair.answer)):
         yield PairJob(row["example_id"], row["question"], pair.reference, first, second, contexts)

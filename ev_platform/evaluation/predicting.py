@@ -47,8 +47,9 @@ def predict(
     """Let every system answer every benchmark row.
 
     A system with retrieval is given the passages found for the question, except where the row brings its own: then it
-    is given that, and whether the right passage was found is no question (`gold_chunk_id` is empty). An answer counts
-    by whichever accepted answer gives the most; a row that cannot be answered accepts the sentence that says so.
+    is given that, and whether the right passage was found is no question (`gold_chunk_id` is empty, as it is where no
+    passage holds an answer, and for the champion where it answers from other passages). An answer counts by whichever
+    accepted answer gives the most; a row that cannot be answered accepts the sentence that says so.
 
     Args:
         benchmark: The `benchmark` table; of more than `evaluation.max_rows` rows, so many spread evenly are taken.
@@ -94,7 +95,7 @@ def predict(
     return to_frame(
         "predictions",
         [
-            _prediction(row, system, answer, task_type, config.no_answer, score)
+            _prediction(row, system, answer, task_type, config.no_answer, score, _gold(row, system, champion))
             for (row, system, answer), score in zip(answers, scores.iter_rows(named=True), strict=True)
         ],
     )
@@ -135,6 +136,7 @@ def _prediction(
     task_type: TaskType,
     no_answer: str,
     scores: Mapping[str, float],
+    gold_chunk_id: str | None,
 ) -> Prediction:
     context_ids = [passage.chunk_id for passage in answer.passages if passage.chunk_id is not None]
     passages = [passage.shown for passage in answer.passages]
@@ -146,7 +148,7 @@ def _prediction(
         reference=row["answer"],
         prediction=answer.text,
         context_chunk_ids=context_ids,
-        gold_chunk_id=None if row["context"] else row["chunk_id"],
+        gold_chunk_id=gold_chunk_id,
         model_id=system.model_id,
         n_prompt_tokens=answer.n_prompt_tokens,
         n_completion_tokens=answer.n_completion_tokens,
@@ -156,6 +158,16 @@ def _prediction(
         is_answerable=row["is_answerable"] is not False,
         **scores,
     )
+
+
+def _gold(row: Mapping[str, Any], system: System, champion: Release | None) -> str | None:
+    """Return the passage that supports the answer, where there is one among those that are searched."""
+    if row["context"] or row["is_answerable"] is False:
+        return None
+    # One edited word gives the passages of a page other ids than those that the champion has.
+    if system.name == CHAMPION and champion is not None and row["chunk_id"] not in champion.chunks:
+        return None
+    return row["chunk_id"]
 
 
 def _accepted(row: Mapping[str, Any]) -> list[str]:

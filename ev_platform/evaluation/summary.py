@@ -72,7 +72,8 @@ def summarise(predictions: pl.DataFrame, *, resamples: int, seed: int, is_labels
     - `groundedness`: of the answers that do not abstain and were given passages, how much stands in them, on average;
     - `citation_support`: the share of these answers of which at least `MIN_GROUNDED` stands in their passages, which
       are what an answer cites;
-    - `gold_retrieved`: the share of the rows with a known supporting passage where that passage was among those given.
+    - `gold_retrieved`: the share of the rows with a known supporting passage where that passage was among those given;
+      the champion has it only if its passages hold that of every such row.
 
     Labels have `accuracy` in the place of the exact match. Instead of scores that count words they have, over the whole
     test set and without intervals, `macro_f1`, `f1/<label>` of every label and `confusion/<true>/<predicted>` counts.
@@ -103,9 +104,10 @@ def summarise(predictions: pl.DataFrame, *, resamples: int, seed: int, is_labels
                 f"In the table predictions, {name} ({len(rows)} rows) and {systems[0]} ({len(first)} rows) have not "
                 f"answered the same examples once each: materialize predictions again."
             )
+    n_gold = max(rows["gold_chunk_id"].count() for rows in answers.values())
     report = []
     for name, rows in answers.items():
-        intervals = _means(rows, is_labels) | ({} if is_labels else _shares(rows))
+        intervals = _means(rows, is_labels) | ({} if is_labels else _shares(rows, n_gold))
         for metric, values in intervals.items():
             interval = mean_interval(values, resamples=resamples, seed=seed)
             report.append(_metric(name, None, metric, interval, len(values)))
@@ -200,12 +202,18 @@ def _means(rows: pl.DataFrame, is_labels: bool) -> dict[str, np.ndarray]:
     return {metric: rows[column].to_numpy() for metric, column in columns.items() if rows[column].null_count() == 0}
 
 
-def _shares(rows: pl.DataFrame) -> dict[str, np.ndarray]:
-    """Return the figures behind each mean over some of the rows; without those that have no rows."""
+def _shares(rows: pl.DataFrame, n_gold: int) -> dict[str, np.ndarray]:
+    """Return the figures behind each mean over some of the rows; without those that have no rows.
+
+    Args:
+        rows: Of a system.
+        n_gold: Rows with a known supporting passage; over fewer of them the figure would not be that of the others.
+    """
     abstains, has_answer = pl.col("is_abstention"), pl.col("is_answerable")
     grounded = rows.filter(~abstains).drop_nulls("groundedness")["groundedness"]
-    is_given = rows["context_chunk_ids"].list.len().sum() > 0
-    has_gold = rows.filter(pl.col("gold_chunk_id").is_not_null() & is_given)
+    has_gold = rows.drop_nulls("gold_chunk_id")
+    if has_gold.height < n_gold or rows["context_chunk_ids"].list.len().sum() == 0:
+        has_gold = has_gold.clear()
     figures = {
         "abstention_recall": rows.filter(~has_answer)["is_abstention"].drop_nulls(),
         "abstention_false": rows.filter(has_answer)["is_abstention"].drop_nulls(),

@@ -140,6 +140,20 @@ def test_judge_sees_the_passage_of_the_reference_and_every_accepted_answer(serve
         assert one["question"] == ["How much does it carry?"]
 
 
+def test_judge_sees_no_passage_behind_a_question_that_none_answers(serve, tmp_path):
+    seen = []
+
+    def look(request):
+        seen.append(honest.parts_of(request, "passage"))
+        return prefer_first(request)
+
+    serve(look)
+    task, (predictions, benchmark, chunks) = write_task(tmp_path / "plugs"), tables(ROWS[:2])
+    silent, own = pl.Series("is_answerable", [False, False]), pl.Series("context", [None, "It is blue."])
+    judge.judge_task(task, Store(tmp_path / "data"), "one", predictions, benchmark.with_columns(silent, own), chunks)
+    assert sorted(seen) == [[], [], ["It is blue."], ["It is blue."]]  # a context of its own is what it was asked about
+
+
 def test_pairs_are_spread_evenly_over_the_rows(tmp_path):
     task = write_task(tmp_path / "plugs", evaluation={"n_judged": 3})
     predictions, benchmark, _ = tables()

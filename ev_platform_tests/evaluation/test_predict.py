@@ -338,6 +338,20 @@ def test_predict_champion_answers_with_its_own_passages_prompt_and_settings():
     ]
 
 
+def test_predict_row_that_cannot_be_answered_has_no_supporting_passage():
+    rows = [row(1, QUESTION, "Nobody knows.", is_answerable=False, chunk_id="chk_cable")]
+    frame, _ = run(rows, "open_book_qa")
+    assert frame["gold_chunk_id"].to_list() == [None] * 4
+
+
+def test_predict_champion_has_a_supporting_passage_only_where_it_answers_from_it():
+    rows = [row(1, QUESTION, "100 ohm", chunk_id="chk_cable"), row(2, QUESTION, "100 ohm", chunk_id="chk_old")]
+    frame = predict_qa(rows, champion=make_champion(Engine()))
+    gold = {name: rows["gold_chunk_id"].to_list() for (name,), rows in frame.group_by("system")}
+    assert gold["champion"] == [None, "chk_old"]
+    assert gold["tuned_rag"] == ["chk_cable", "chk_old"]
+
+
 def test_predict_models_take_turns_row_by_row():
     engine = Engine()
     predict_qa([row(1, "First?", "a"), row(2, "Second?", "b")], engine=engine)

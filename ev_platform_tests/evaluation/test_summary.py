@@ -55,6 +55,19 @@ def test_summarise_gold_retrieved_counts_rows_with_a_gold_passage_only(metrics):
     assert metrics.filter((pl.col("metric") == "gold_retrieved") & ~pl.col("system").str.ends_with("_rag")).is_empty()
 
 
+def test_summarise_champion_without_some_gold_passages_has_no_figure_for_finding_them(predictions):
+    champion = predictions.filter(pl.col("system") == "tuned_rag").with_columns(system=pl.lit("champion"))
+    same = summarise(pl.concat([predictions, champion]), resamples=10, seed=17)
+    assert find(same, "champion", "gold_retrieved")["value"] == 14 / 19
+    # The page of one passage was edited: the champion answers from it under another id.
+    is_edited = pl.col("gold_chunk_id") == "chk_3"
+    champion = champion.with_columns(gold_chunk_id=pl.when(~is_edited).then("gold_chunk_id"))
+    other = summarise(pl.concat([predictions, champion]), resamples=10, seed=17)
+    assert find(other, "tuned_rag", "gold_retrieved")["value"] == 14 / 19
+    gold = other.filter(pl.col("metric") == "gold_retrieved")
+    assert set(gold["system"]) == {"base_rag", "tuned_rag"}
+
+
 def test_summarise_differences_are_system_minus_simpler_system(metrics):
     row = find(metrics, "tuned_rag", "exact_match", "base_rag")
     assert row["value"] == pytest.approx(8 / 20)
