@@ -31,8 +31,8 @@ def give(data_root: Path, key: KeyInfo, request: FeedbackRequest) -> Feedback:
     Args:
         data_root: Data folder.
         key: Under which it comes. It may judge its own requests, an admin key everybody's.
-        request: What is said. Clients choose ids, and may use one twice: where it says the question, the newest request
-            with that question is meant, else the newest.
+        request: What is said. Clients choose ids, and may use one twice: of the requests that were answered, the newest
+            is meant, or the newest with the question where it says that.
 
     Returns:
         The row, which survives this process from here on.
@@ -102,12 +102,18 @@ def _text(text: str | None) -> str | None:
 
 def _find(data_root: Path, key: KeyInfo, request: FeedbackRequest) -> dict[str, Any] | None:
     told = None if request.question is None else text_hash(data_root, request.question)
-    found = find_request(data_root, request.request_id, key.key_id, told)
-    if found is None and key.may("admin"):
-        found = find_request(data_root, request.request_id, None, told)
-    if found is None and told is not None:  # what it is about will be refused for its question
-        found = find_request(data_root, request.request_id, None if key.may("admin") else key.key_id)
-    return found
+    owners = (key.key_id, None) if key.may("admin") else (key.key_id,)
+    answered, others = ([(owner, told, flag) for owner in owners] for flag in (True, False))
+    # An id may be used again, by feedback itself too, for what is not answered: that hides no answer. What is found
+    # beyond the answered ones will be refused, and only says why.
+    searches = [*answered, *others]
+    if told is not None:
+        searches += [(owners[-1], None, True), (owners[-1], None, False)]
+    for owner, question_hash, is_answered in searches:
+        found = find_request(data_root, request.request_id, owner, question_hash, is_answered=is_answered)
+        if found is not None:
+            return found
+    return None
 
 
 def _n_given(data_root: Path, key: KeyInfo, asked: dict[str, Any], question: str) -> int:

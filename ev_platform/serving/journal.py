@@ -211,7 +211,12 @@ def tokens_today(data_root: Path) -> dict[str, int]:
 
 
 def find_request(
-    data_root: Path, request_id: str, key_id: str | None = None, question_hash: str | None = None
+    data_root: Path,
+    request_id: str,
+    key_id: str | None = None,
+    question_hash: str | None = None,
+    *,
+    is_answered: bool = False,
 ) -> dict[str, Any] | None:
     """Return the newest request of that id, as a row of `requests`; None where there is none, or it was deleted.
 
@@ -220,12 +225,16 @@ def find_request(
         request_id: As it was answered; clients may use their own, and twice.
         key_id: Only a request of that key.
         question_hash: Only a request with that question.
+        is_answered: Only a request that a model answered, in whole or in part.
     """
     wanted = pl.col("request_id") == request_id
     if key_id is not None:
         wanted &= pl.col("key_id") == key_id
     if question_hash is not None:
         wanted &= pl.col("question_hash") == question_hash
+    if is_answered:
+        # Not `answer`, which a log of hashes lacks.
+        wanted &= pl.all_horizontal(pl.col("task", "model_version", "answer_hash").is_not_null())
     return _retried(lambda: _newest(Segments(data_root, "requests"), request_id, wanted))
 
 

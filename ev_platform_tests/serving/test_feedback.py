@@ -91,6 +91,40 @@ def test_question_tells_which_of_a_key_s_requests_of_one_id_is_judged(root):
     assert (told(root, question=QUESTION).answer, told(root).answer) == ("32 A.", "5")
 
 
+def unanswered(root, name="ann", **changes):
+    nothing = dict.fromkeys(("task", "model_version", "question", "question_hash", "answer", "answer_hash"))
+    log(root, name, **nothing | {"chunk_ids": []} | changes)
+
+
+def test_rating_can_be_changed_by_a_client_that_sends_one_id_with_all_its_requests(root):
+    log(root)
+    assert told(root).rating == "down"
+    unanswered(root, route="/v1/feedback", status=201)
+    assert (told(root, rating="up").answer, told(root, question=QUESTION).answer) == ("32 A.", "32 A.")
+    unanswered(root, "admin", route="/v1/feedback", status=201)
+    assert told(root, "admin", question=QUESTION).answer == "32 A."
+    assert refusal(root, question="Something else?") == (422, "question_differs", "question")
+
+
+@pytest.mark.parametrize("kept", [{}, {"question": None, "answer": None}], ids=["text", "hashes"])
+@pytest.mark.parametrize("reached", [{"task": "fake_task"}, {"task": "fake_task", "model_version": "fake_task@3"}])
+def test_answer_on_the_screen_can_be_rated_though_it_was_asked_for_again_in_vain(root, kept, reached):
+    log(root, **kept)
+    again = {"question": QUESTION, "question_hash": text_hash(root, QUESTION)} | kept
+    unanswered(root, status=504, **again | {"answer": None} | reached)
+    assert told(root, question=QUESTION).model_version == "fake_task@3"
+    if not kept:
+        assert told(root).answer == "32 A."
+    log(root, **kept | {"model_version": "fake_task@4"})  # answered at last: the newest is meant
+    assert told(root, question=QUESTION).model_version == "fake_task@4"
+
+
+def test_question_that_was_never_answered_cannot_be_judged_though_another_of_its_id_was(root):
+    log(root)
+    unanswered(root, question="Another?", question_hash=text_hash(root, "Another?"), task="fake_task", status=504)
+    assert refusal(root, question="Another?") == (422, "nothing_to_judge", "request_id")
+
+
 def test_what_was_left_in_the_middle_can_be_corrected_and_not_praised(root):
     log(root, status=499, finish_reason="cancelled")
     assert refusal(root, rating="up") == (422, "answer_incomplete", "rating")

@@ -234,6 +234,18 @@ def test_request_found_is_the_newest_of_its_id(tmp_path, open_journal):
     assert find_request(tmp_path, "mine")["answer"] == "third"
 
 
+def test_request_found_among_the_answered_ones_is_the_newest_of_them(tmp_path, open_journal):
+    now = datetime.now(UTC)
+    old = Journal(tmp_path, "requests")
+    for days, answer in ((3, "first"), (2, "second")):
+        old.add(served("mine", now - timedelta(days=days), answer=answer))
+    old.close()
+    for ms, missing in enumerate(("answer_hash", "task", "model_version")):
+        open_journal().add(served("mine", now + timedelta(milliseconds=ms), **{missing: None}))
+    assert find_request(tmp_path, "mine")["model_version"] is None
+    assert find_request(tmp_path, "mine", is_answered=True)["answer"] == "second"
+
+
 def test_tokens_are_summed_by_key_since_midnight(tmp_path, open_journal):
     journal = open_journal()
     journal.add(served("yesterday", datetime.now(UTC) - timedelta(days=1)))
