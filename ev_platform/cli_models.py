@@ -157,8 +157,10 @@ def models_diff(
         table.add_row(name, *(escape(str(value)[:40]) for value in (a, b)))
     for name, (a, b) in found.scores.items():
         if name.split("/")[1] in _SHOWN:
-            table.add_row(name, f"{a:.3f}", f"{b:.3f} ({b - a:+.3f})")
+            table.add_row(name, f"{a:.3f}", f"{b:.3f} ({b - a:+.3f})" if found.has_same_test_rows else f"{b:.3f}")
     console.print(table)
+    if found.scores and not found.has_same_test_rows:
+        say("The scores are not compared: the two versions answered other test rows.")
 
 
 @models_app.command("promote")

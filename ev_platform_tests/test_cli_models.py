@@ -80,6 +80,16 @@ def test_models_diff_tells_what_differs(store):
     assert "tuned_rag/token_f1 0.400 0.550 (+0.150)" in text
 
 
+def test_models_diff_compares_no_scores_of_other_test_rows(store):
+    row = store.read("registered_model", "tiny").row(0, named=True)
+    rows = (row["training_set_version"], row["training_set_fingerprint"])
+    add_version(store, "m3", training_set=rows, benchmark="b2", scores={"tuned_rag/token_f1": 0.9})
+    same, other = (lines(call("diff", "champion", version)) for version in ("tiny@2", "tiny@3"))
+    sentence = "The scores are not compared: the two versions answered other test rows."
+    assert "tuned_rag/token_f1 0.400 0.900" in other and sentence in other
+    assert "tuned_rag/token_f1 0.400 0.550 (+0.150)" in same and sentence not in same
+
+
 def test_models_promote_and_rollback_write_the_report_anew(store, monkeypatch):
     written = []
     monkeypatch.setattr(pages, "write_report", lambda store, task: written.append(task.name))

@@ -40,7 +40,8 @@ class Difference:
         n_shared: Training rows that both have.
         recipe: Dotted key to both values, where they differ.
         serving: The same for the settings of serving.
-        scores: `system/metric` to both values, where both have one.
+        scores: `system/metric` to both values, where both have one; their difference means something only if
+            `has_same_test_rows`.
     """
 
     versions: tuple[str, str]
@@ -52,6 +53,11 @@ class Difference:
     recipe: dict[str, Pair]
     serving: dict[str, Pair]
     scores: dict[str, Pair]
+
+    @property
+    def has_same_test_rows(self) -> bool:
+        """Whether both versions answered the same version of the benchmark."""
+        return FINGERPRINTS["benchmark_fingerprint"] in self.same
 
 
 def compare(store: Store, task: str, first: str, second: str) -> Difference:

@@ -35,6 +35,14 @@ def test_compare_names_rows_recipe_settings_and_scores_that_differ(store):
     assert {"base model", "passages", "prompt template", "benchmark", "code that answers"} <= set(found.same)
 
 
+def test_compare_says_whether_the_scores_are_of_the_same_test_rows(store):
+    rows = training_set(store, ["a"])
+    for model, benchmark in (("m1", "b1"), ("m2", "b1"), ("m3", "b2")):
+        add_version(store, model, training_set=rows, benchmark=benchmark)
+    assert compare(store, "tiny", "tiny@1", "tiny@2").has_same_test_rows
+    assert not compare(store, "tiny", "tiny@1", "tiny@3").has_same_test_rows
+
+
 def test_compare_version_with_itself_finds_nothing(store):
     add_version(store, "m1", training_set=training_set(store, ["a"]))
     found = compare(store, "tiny", "tiny@1", "tiny@1")
