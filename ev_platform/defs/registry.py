@@ -159,7 +159,7 @@ def promotion_gate(
         )
         return {"promotion_gate": gate.judge(found, get_task_type(task.config.type), task.config.promotion)}
 
-    yield from build(
+    for output in build(
         context,
         store,
         ["promotion_gate"],
@@ -172,7 +172,11 @@ def promotion_gate(
         },
         code=CODE_GATE,
         compute=compute,
-    )
+        force=evidence.may_tell_more(opened, task),
+    ):
+        for name, reason in gate.asked_in_vain(opened.read("promotion_gate", task.name)).items():
+            context.log.warning(f"{name}: {reason} The next run asks again.")
+        yield output
 
 
 def _check_of(name: str, asks: str) -> dg.AssetChecksDefinition:

@@ -16,7 +16,7 @@ from ev_platform.errors import UserError
 from ev_platform.evaluation.retention import lost, summary
 from ev_platform.registry.aliases import read_aliases
 from ev_platform.registry.digests import ALL
-from ev_platform.registry.gate import Evidence, Replayed, shipped_system
+from ev_platform.registry.gate import Evidence, Replayed, asked_in_vain, shipped_system
 from ev_platform.registry.releases import checked_settings, load_release
 from ev_platform.registry.strangers import ask_strangers
 from ev_platform.registry.takedown import tainted_versions
@@ -71,6 +71,19 @@ def collect(
         ),
         taint=tainted_versions(store, task.name).get(version["model_version"]),
     )
+
+
+def may_tell_more(store: Store, task: Task) -> bool:
+    """Return whether the stored checks hold one that was asked in vain, and that may be answered now."""
+    stored = store.read("promotion_gate", task.name)
+    vain = asked_in_vain(stored)
+    if vain.keys() != {"abstention"}:
+        return bool(vain)
+    try:
+        load_release(store, task, stored.item(0, "champion"), needs_corpus=False)
+    except Exception:  # whatever it is: what cannot be loaded is not asked
+        return False
+    return True
 
 
 _WEIGHTS = ("adapter", "merged_model", "serving_model", "base_serving_model")

@@ -38,6 +38,7 @@ CHECKS = {
 }
 
 _NO_CHAMPION = "there is no champion to compare with"
+_NOT_ASKED = "could not be asked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,22 @@ def judge(evidence: Evidence, task_type: TaskType, config: PromotionConfig) -> p
             for check in CHECKS
         ],
     )
+
+
+def asked_in_vain(gate: pl.DataFrame) -> dict[str, str]:
+    """Return the checks for which the endpoint or the champion could not be asked, which may pass by itself.
+
+    Args:
+        gate: The `promotion_gate` table.
+
+    Returns:
+        What each found, by its name.
+    """
+    check, has_no_figure = pl.col("check"), ~pl.col("passed") & pl.col("value").is_null()
+    vain = ((check == "serving_agrees") & has_no_figure) | (
+        (check == "abstention") & pl.col("reason").str.contains(_NOT_ASKED, literal=True)
+    )
+    return dict(gate.filter(vain).select("check", "reason").iter_rows())
 
 
 class _Scores:
@@ -292,7 +309,7 @@ def _abstention(scores: _Scores, strangers: Strangers | None, config: PromotionC
     if strangers is not None:
         asked, theirs = f"of {strangers.n} questions outside the task", strangers.champion_declined
         if theirs is None:
-            champion = f"the champion {scores.champion} could not be asked" if scores.champion else _NO_CHAMPION
+            champion = f"the champion {scores.champion} {_NOT_ASKED}" if scores.champion else _NO_CHAMPION
             told.append(f"{asked} it declines {strangers.declined:.0%} ({champion})")
         else:
             lost = round(theirs - strangers.declined, 9) + 0.0

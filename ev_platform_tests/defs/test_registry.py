@@ -4,12 +4,16 @@ import dataclasses
 import json
 
 import dagster as dg
+import polars as pl
 import pytest
 from filelock import FileLock, Timeout
 
 from ev_platform import registry
-from ev_platform.registry import load_release, read_aliases
+from ev_platform.errors import UserError
+from ev_platform.registry import load_release, read_aliases, strangers
 from ev_platform.registry.gate import CHECKS
+from ev_platform.serving import replay
+from ev_platform.tasks import get_task
 from ev_platform_tests.registry.evaluated import (
     BETTER,
     WORSE,
@@ -48,7 +52,10 @@ def task(root):
 
 @pytest.fixture(scope="module")
 def run(root, task):
-    """Return what materializes the stage, and gives what it says about the promotions and the checks that failed."""
+    """Return what materializes the stage, and gives what it says about the promotions and the checks that failed.
+
+    It does so in the module's folder or in another one that has the same task.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EV_DATA_DIR", str(root / "data"))
         patch.setenv("EV_TASKS_DIR", str(root / "tasks"))
@@ -56,9 +63,8 @@ def run(root, task):
         from ev_platform.defs import registry
         from ev_platform.defs.resources import ParquetIOManager, StoreResource
 
-        resource = StoreResource(data_dir=str(root / "data"), tasks_dir=str(root / "tasks"))
-
-        def materialize():
+        def materialize(where=root):
+            resource = StoreResource(data_dir=str(where / "data"), tasks_dir=str(where / "tasks"))
             with dg.DagsterInstance.ephemeral() as instance:
                 done = dg.materialize(
                     [registry.registered_model, registry.promotion_gate, registry.promotions, *registry.checks]
@@ -137,3 +143,68 @@ def test_stage_writes_a_note_that_says_why(root, story):
     assert note.startswith("# tiny: nothing changed\n\ntiny@2 was kept back before because of better_than_base")
     assert "| not_worse_than_champion | **no** |" in note
     assert "gate: tiny@2 kept. tiny@1 stays champion" in note
+
+
+# ---- what could not be asked ----
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Return a store of the test's own, with an evaluated model that nobody has registered yet."""
+    store, task = PlainStore(tmp_path / "data"), write_task(tmp_path)
+    publish_corpus(store)
+    publish_model(store, task, tmp_path, seed=1)
+    publish_evaluation(store, task, BETTER)
+    return store
+
+
+def test_stage_asks_again_for_what_the_endpoint_could_not_be_asked(own, tmp_path, run, monkeypatch, capfd):
+    asked, ask = [], replay.replay
+
+    def broken(*_):
+        asked.append("in vain")
+        raise UserError("tiny@1 answered replayed question 1 with 503: busy.")
+
+    monkeypatch.setattr(replay, "replay", broken)
+    said = run(tmp_path)
+    assert (said["outcome"], said["failed"]) == ("kept", ["serving_agrees"])
+    assert "serving_agrees: tiny@1 answered replayed question 1 with 503: busy." in capfd.readouterr().err
+    assert run(tmp_path)["outcome"] == "nothing changed"
+    monkeypatch.setattr(replay, "replay", lambda *given: asked.append("well") or ask(*given))
+    said = run(tmp_path)
+    assert (said["outcome"], said["failed"]) == ("promoted", [])
+    # What was answered is asked once.
+    assert run(tmp_path)["outcome"] == "nothing changed"
+    assert asked == ["in vain", "in vain", "well"]
+
+
+def test_stage_asks_again_for_what_the_champion_could_not_be_asked(own, tmp_path, run, monkeypatch, capfd):
+    run(tmp_path)
+    task, load, asked = get_task("tiny", tmp_path / "tasks"), strangers.load_release, []
+    publish_model(own, task, tmp_path, seed=2)
+    publish_evaluation(own, task, BETTER, champion=load_release(own, task, "champion"))
+
+    def only_the_new_one(store, task, name, **options):
+        asked.append(name)
+        release = load(store, task, name, **options)
+        return dataclasses.replace(release, engine=None) if name == "tiny@1" else release
+
+    def found():
+        return own.read("promotion_gate", "tiny").filter(pl.col("check") == "abstention").item(0, "reason")
+
+    monkeypatch.setattr(strangers, "load_release", only_the_new_one)
+    capfd.readouterr()
+    run(tmp_path)
+    assert "(the champion tiny@1 could not be asked)" in found()
+    assert f"abstention: {found()}" in capfd.readouterr().err
+    # One that cannot be loaded either has nothing more to say.
+    weights = own.artifact_path("serving_model", "m1") / "model.bin"
+    known = weights.read_bytes()
+    weights.write_bytes(known + b"x")
+    del asked[:]
+    run(tmp_path)
+    assert asked == []
+    weights.write_bytes(known)
+    monkeypatch.setattr(strangers, "load_release", load)
+    run(tmp_path)
+    assert "(the champion tiny@1: " in found()
