@@ -7,7 +7,7 @@ What belongs here: which chunk a row rests on, and which rows share their contex
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -45,6 +45,8 @@ def plain(text: str) -> str:
 def locate_rows(rows: Sequence[TaskRow], locator: Locator) -> list[Example]:
     """Return the rows as examples, each with the chunk that supports it, where it has no passage of its own.
 
+    A row that has one belongs to the document that it, or else another row with that passage, names as its source.
+
     Args:
         rows: Of both splits.
         locator: Over the corpus.
@@ -53,7 +55,13 @@ def locate_rows(rows: Sequence[TaskRow], locator: Locator) -> list[Example]:
         One example a row, in their order.
     """
     clusters = cluster_contexts([row.context for row in rows if row.context])
-    return [_example(row, locator, clusters) for row in rows]
+    chunks = [None if row.context and row.source is None else locator.find(row) for row in rows]
+    documents: dict[str, str] = {}
+    for row, chunk in zip(rows, chunks, strict=True):
+        if row.context and chunk:
+            documents.setdefault(clusters[row.context], chunk["cluster_id"])
+    clusters = {text: documents.get(name, name) for text, name in clusters.items()}
+    return [_example(row, chunk, clusters) for row, chunk in zip(rows, chunks, strict=True)]
 
 
 def cluster_contexts(contexts: Sequence[str]) -> dict[str, str]:
@@ -104,8 +112,27 @@ def find_shared(texts: Sequence[str], others: Sequence[str]) -> dict[int, tuple[
     return found
 
 
-def _example(row: TaskRow, locator: Locator, clusters: dict[str, str]) -> Example:
-    chunk = None if row.context else locator.find(row)
+def find_holders(texts: Sequence[str], others: Sequence[str]) -> list[tuple[int, int]]:
+    """Return every pair of a text and another text that holds it, wholly or in a paragraph, among whatever else."""
+    if not texts or not others:
+        return []
+    hashes, counts = shingle_texts(texts)
+    other_hashes, other_counts = shingle_texts(others)
+    owners: dict[int, list[int]] = defaultdict(list)
+    for n, value in zip(np.repeat(np.arange(len(texts)), counts).tolist(), hashes.tolist(), strict=True):
+        owners[value].append(n)
+    is_known = np.isin(other_hashes, hashes)
+    holders = np.repeat(np.arange(len(others)), other_counts)[is_known].tolist()
+    shared: Counter[tuple[int, int]] = Counter()
+    for k, value in zip(holders, other_hashes[is_known].tolist(), strict=True):
+        shared.update((n, k) for n in owners[value])
+    return sorted((n, k) for (n, k), count in shared.items() if count >= min(MAX_SHARE * counts[n], MAX_SHINGLES))
+
+
+def _example(row: TaskRow, chunk: dict[str, Any] | None, clusters: dict[str, str]) -> Example:
+    cluster_id = chunk["cluster_id"] if chunk else clusters[row.context] if row.context else None
+    if row.context:
+        chunk = None
     return Example(
         example_id=short_id("exm", row.question, row.answer, chunk["chunk_id"] if chunk else row.context),
         question=row.question,
@@ -115,7 +142,7 @@ def _example(row: TaskRow, locator: Locator, clusters: dict[str, str]) -> Exampl
         is_answerable=row.is_answerable,
         chunk_id=chunk["chunk_id"] if chunk else None,
         document_id=chunk["document_id"] if chunk else None,
-        cluster_id=clusters[row.context] if row.context else chunk["cluster_id"] if chunk else None,
+        cluster_id=cluster_id,
         context=row.context,
         origin="human",
         teacher=None,

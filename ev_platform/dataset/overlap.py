@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from ev_platform.dataset.grounding import content_stems, opposites
-from ev_platform.dataset.locate import find_shared
+from ev_platform.dataset.locate import find_holders, find_shared
 from ev_platform.dataset.quantities import NUMBER_WORDS
 from ev_platform.tasks.config import DatasetConfig
 
@@ -209,14 +209,35 @@ def _shared_documents(
     bringing = [j for j, test in enumerate(tests) if test["context"]]
     for n, (k, _, _) in find_shared(chunks["text"].to_list(), [tests[j]["context"] for j in bringing]).items():
         passages.setdefault(chunks["chunk_id"][n], bringing[k])
+    brought = _brought_passages(rows, tests, passages, chunks)
     for i, row in enumerate(rows):
         if row["cluster_id"] in clusters:
             yield i, clusters[row["cluster_id"]], "document_of_test", 1.0
         shown = (row["chunk_id"], *(row.get("context_chunk_ids") or ()))
         met = {passages[chunk] for chunk in shown if chunk in passages}
         own = normalise(row["context"] or "")
-        for j in sorted(met | ({contexts[own]} if own in contexts else set())):
+        met |= {contexts[own]} if own in contexts else brought.get(row["context"], set())
+        for j in sorted(met):
             yield i, j, "passage_of_test", 1.0
+
+
+def _brought_passages(
+    rows: list[dict], tests: list[dict], passages: dict[str, int], chunks: pl.DataFrame
+) -> dict[str, set[int]]:
+    """Return, of the contexts that training rows bring, the test rows whose passages they say or hold."""
+    brought = list(dict.fromkeys(row["context"] for row in rows if row["context"]))
+    texts = dict(chunks.select("chunk_id", "text").iter_rows())
+    said = {test["context"]: j for j, test in reversed(list(enumerate(tests))) if test["context"]}
+    # What a test row rests on itself may stand among other text; of the rest of its document, a context that merely
+    # holds a line of it says nothing of the kind.
+    rested = said | {texts[i]: j for j, test in enumerate(tests) if (i := test["chunk_id"]) in texts}
+    known = rested | {texts[i]: j for i, j in passages.items() if i in texts and texts[i] not in rested}
+    met: dict[str, set[int]] = defaultdict(set)
+    for n, (k, _, _) in find_shared(brought, list(known)).items():
+        met[brought[n]].add(list(known.values())[k])
+    for k, n in find_holders(list(rested), brought):
+        met[brought[n]].add(list(rested.values())[k])
+    return met
 
 
 def _same_questions(

@@ -4,7 +4,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from ev_platform.dataset.locate import Locator, cluster_contexts, find_shared, locate_rows
+from ev_platform.dataset.locate import Locator, cluster_contexts, find_holders, find_shared, locate_rows
 from ev_platform.records import Chunk, schema_of, to_frame
 from ev_platform.tasks.rows import TaskRow
 
@@ -157,6 +157,24 @@ def test_row_with_a_passage_of_its_own_keeps_it_with_all_its_answers():
     assert unanswered.cluster_id == found.cluster_id
 
 
+def test_row_with_a_passage_of_its_own_belongs_to_the_document_that_its_source_names():
+    named, same, gone = locate(
+        row("Who pays?", context="The driver pays.", source="https://a.example/bills.html"),
+        row("Who laughs?", context="the driver pays"),
+        row("Who pays?", context="The other pays.", source="https://a.example/gone.html"),
+    )
+    assert named.cluster_id == same.cluster_id == "cluster_bills"
+    assert gone.cluster_id == cluster_contexts(["The other pays."])["The other pays."]
+    # What it is asked over stays its own.
+    assert (named.context, named.chunk_id, named.document_id) == ("The driver pays.", None, None)
+
+
+def test_rows_with_the_same_passage_that_name_two_documents_belong_to_each_its_own():
+    sources = [f"https://a.example/{name}.html" for name in ("bills", "plugs")]
+    found = locate(*(row("Who pays?", context="The driver pays.", source=source) for source in sources))
+    assert [one.cluster_id for one in found] == ["cluster_bills", "cluster_plugs"]
+
+
 LONG = " ".join(f"word{n}" for n in range(60))
 
 
@@ -195,3 +213,11 @@ def test_text_that_says_what_another_says_is_found_with_the_one_it_shares_most_w
     assert {n: match[0] for n, match in found.items()} == {0: 1, 3: 2, 4: 2}
     assert found[4][1] == found[4][2] == 13
     assert find_shared(texts, []) == find_shared([], texts) == find_shared(texts, ["", "!"]) == {}
+
+
+def test_text_is_found_in_every_other_that_holds_it_however_long():
+    cable = "The longest cable that a station may have is 10 metres."
+    roof = "A roof keeps rain and snow from the drivers who wait below it for their cars."
+    others = [f"{roof} {cable} {roof.replace('a', 'o')}", "", cable.upper(), roof]
+    assert find_holders([roof, cable, "!"], others) == [(0, 0), (0, 3), (1, 0), (1, 2)]
+    assert find_holders([], others) == find_holders(others, []) == find_holders(["!"], others) == []

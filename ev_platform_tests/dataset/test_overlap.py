@@ -76,6 +76,32 @@ def test_passage_of_the_corpus_that_a_test_row_brings_as_its_own_is_found():
     ]
 
 
+CABLE = "A charging cable has cores of copper. The longest cable that a station may have is 10 metres."
+ROOF = "A roof keeps rain and snow from the drivers who wait below it until their cars are full again."
+
+
+@pytest.mark.parametrize("brought", [CABLE, f"{CABLE} {ROOF}", f"{ROOF} {CABLE} {ROOF.replace('a', 'o')}"])
+def test_context_of_a_training_row_that_says_what_a_test_row_rests_on_is_found(brought):
+    train = [example("What are cores of?", context=brought, cluster_id="ctx_1")]
+    chunk = to_frame("chunks", [Chunk("chk_1", "doc_1", "clu_1", 0, 0, 9, "Cables", None, CABLE, 9)])
+    assert reasons(train, [example("How long?", chunk_id="chk_1", cluster_id="clu_1")], chunk) == ["passage_of_test"]
+    assert reasons(train, [example("How long?", context=CABLE, cluster_id="ctx_2")]) == ["passage_of_test"]
+    other = [example("What are cores of?", context=ROOF, cluster_id="ctx_3")]
+    assert reasons(other, [example("How long?", chunk_id="chk_1", cluster_id="clu_1")], chunk) == []
+
+
+def test_every_training_row_whose_context_holds_the_passage_of_a_test_row_is_found():
+    train = [example(f"What is {n}?", context=f"{ROOF} {n} {CABLE} {ROOF.replace('a', 'o')}") for n in range(3)]
+    assert reasons(train, [example("How long?", context=CABLE)]) == ["passage_of_test"] * 3
+
+
+def test_context_of_a_training_row_from_the_document_of_a_test_row_is_found():
+    chunks = [Chunk(f"chk_{n}", "doc_1", "clu_1", n, 0, 9, "", None, text, 9) for n, text in enumerate((CABLE, ROOF))]
+    test = [example("How long?", chunk_id="chk_0", cluster_id="clu_1")]
+    train = [example("Where do drivers wait?", context=ROOF, cluster_id="ctx_1")]
+    assert reasons(train, test, to_frame("chunks", chunks)) == ["passage_of_test"]
+
+
 @pytest.mark.parametrize(
     ("one", "other", "is_same"),
     [
@@ -132,7 +158,7 @@ def test_embedder_is_asked_once_for_each_text():
 
 
 @pytest.mark.real_data
-def test_nine_leaked_test_questions_of_a_public_folder_are_found():
+def test_nine_leaked_test_questions_and_the_shared_passages_of_a_public_folder_are_found():
     needs(TASKS / "distil_rag" / "train.csv")
     task = Task("distil_rag", TASKS / "distil_rag")
     train, test = (
@@ -142,4 +168,7 @@ def test_nine_leaked_test_questions_of_a_public_folder_are_found():
     frames = [to_frame("examples", rows) for rows in (train, test)]
     found = find_overlaps(frames[0], frames[1], NO_CHUNKS, DatasetConfig(), embed=EMBED)
     equal = {overlap.test_example_id for overlap in found if overlap.reason == "equals_test_question"}
-    assert len(equal) == 9 and len({overlap.test_example_id for overlap in found}) == 11
+    asked = {overlap.test_example_id for overlap in found if overlap.reason != "passage_of_test"}
+    assert len(equal) == 9 and len(asked) == 11
+    # Its contexts are cut from one article, half over the next.
+    assert len({overlap.example_id for overlap in found if overlap.reason == "passage_of_test"}) == 38
