@@ -6,13 +6,13 @@ What does not belong here: what makes an example (`validate`), and what meets a 
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
 
-from ev_platform.dataset.locate import find_shared
+from ev_platform.dataset.locate import find_holders, find_shared
 from ev_platform.dataset.overlap import words
 from ev_platform.identity import fingerprint, short_id
 from ev_platform.prompting import Messages, passage_text
@@ -46,7 +46,8 @@ def build_splits(
     that brings its own context is asked over that one. An unanswerable question is shown the passage it was asked of,
     which does not hold the answer, and of what retrieval brings only passages that fit the question less well.
 
-    Validation rows are whole documents; of labelled texts, every label gives its share. Passages of test documents
+    Validation rows are whole documents, with the rows that bring what a document says as their own context; of labelled
+    texts, every label gives its share. Passages of test documents
     stand in no prompt that is trained on or validated with, passages of validation documents in none trained on.
 
     Args:
@@ -64,7 +65,7 @@ def build_splits(
     """
     test = examples.filter(pl.col("split") == "test").to_dicts()
     train = examples.filter(pl.col("split") != "test").to_dicts()
-    is_validation = _choose_validation(train, config, stratify=task_type.has_classes)
+    is_validation = _choose_validation(train, chunks, config, stratify=task_type.has_classes)
     passages = {c["chunk_id"]: passage_text(c["heading_path"], c["text"]) for c in chunks.iter_rows(named=True)}
     context_ids: list[list[str]] = [[] for _ in train]
     if task_type.trains_with_passages:
@@ -128,9 +129,11 @@ def _row(
     )
 
 
-def _choose_validation(train: Sequence[dict[str, Any]], config: DatasetConfig, *, stratify: bool) -> list[bool]:
+def _choose_validation(
+    train: Sequence[dict[str, Any]], chunks: pl.DataFrame, config: DatasetConfig, *, stratify: bool
+) -> list[bool]:
     """Return for each training row whether it is held out: by its document, else by its question."""
-    groups = [row["cluster_id"] or short_id("qst", " ".join(words(row["question"]))) for row in train]
+    groups = _group_documents(train, chunks)
     in_order = sorted(set(groups), key=lambda group: fingerprint([config.seed, group]))
     if stratify:
         label = {group: row["answer"] for group, row in zip(reversed(groups), reversed(train), strict=True)}
@@ -144,6 +147,38 @@ def _choose_validation(train: Sequence[dict[str, Any]], config: DatasetConfig, *
         sizes = Counter(groups)
         chosen = {min(in_order, key=lambda group: sizes[group])}
     return [group in chosen for group in groups]
+
+
+def _group_documents(train: Sequence[dict[str, Any]], chunks: pl.DataFrame) -> list[str]:
+    """Return the document of each row, else its question; one for all the documents that say what one context says."""
+    groups = [row["cluster_id"] or short_id("qst", " ".join(words(row["question"]))) for row in train]
+    bringing: dict[str, list[str]] = defaultdict(list)
+    resting: dict[tuple[str, str], None] = {}
+    texts = dict(chunks.select("chunk_id", "text").iter_rows())
+    for row, group in zip(train, groups, strict=True):
+        if row["context"]:
+            bringing[row["context"]].append(group)
+        elif row["chunk_id"] in texts:
+            resting[texts[row["chunk_id"]], group] = None
+    contexts, rests = list(bringing), list(resting)
+    same = [(own[0], group) for own in bringing.values() for group in own[1:]]
+    best = find_shared(contexts, chunks["text"].to_list())
+    same += [(bringing[contexts[k]][0], chunks["cluster_id"][n]) for k, (n, _, _) in best.items()]
+    # The passage that a row rests on is never taken out of its prompt, so it must not be one that is held out.
+    held = find_holders([text for text, _ in rests], contexts)
+    same += [(bringing[contexts[k]][0], rests[n][1]) for n, k in held]
+    parent: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        while group in parent:
+            group = parent[group]
+        return group
+
+    for pair in same:
+        low, high = sorted(map(root, pair))
+        if low != high:
+            parent[high] = low
+    return [root(group) for group in groups]
 
 
 def _chunks_behind(rows: Sequence[dict[str, Any]], chunks: pl.DataFrame) -> set[str]:

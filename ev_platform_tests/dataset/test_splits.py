@@ -219,3 +219,32 @@ def test_passage_that_a_test_row_brings_as_its_own_stands_in_no_training_prompt(
     rows = [about(topic, number) for topic in ("plug", "meter", "roof") for number in range(10)]
     shown = {i for row in trained_on(split([*rows, test], n_contexts=4)) for i in row["context_chunk_ids"]}
     assert "chk_fuse" in shown and "chk_cable" not in shown
+
+
+def sides(rows, **config):
+    """Return what each side of the split shows or rests on, by seed."""
+    for seed in range(20):
+        tables = split(rows, seed=seed, n_contexts=1, **config)
+        yield tables["training_set"].to_dicts(), tables["validation_set"].to_dicts()
+
+
+@pytest.mark.parametrize("context", [TOPICS["cable"], f"{TOPICS['cable']} {'And so much more is said of it. ' * 9}"])
+def test_passage_that_a_validation_row_brings_as_its_own_stands_in_no_training_prompt(context):
+    rows = [about(topic, n) for topic in ("cable", "plug", "meter", "roof") for n in range(3)]
+    own = [example(n, f"How long is cable {n}?", context=context, cluster_id="ctx_1") for n in range(3)]
+    n_validated = 0
+    for trained, validated in sides([*rows, *own], validation_fraction=0.3):
+        for one, other in ((trained, validated), (validated, trained)):
+            if any(row["context"] for row in one):
+                assert not [row for row in other if "chk_cable" in row["context_chunk_ids"]]
+        n_validated += any(row["context"] for row in validated)
+    assert n_validated
+
+
+def test_rows_that_bring_the_same_passage_are_on_one_side_whatever_document_they_name():
+    own = [
+        example(n, f"How long is cable {n}?", context="The cable is grey.", cluster_id=f"clu_{n % 2}") for n in range(4)
+    ]
+    rows = [about(topic, n) for topic in ("plug", "meter", "roof") for n in range(4)]
+    for trained, validated in sides([*rows, *own], validation_fraction=0.3):
+        assert not any(row["context"] for row in trained) or not any(row["context"] for row in validated)
