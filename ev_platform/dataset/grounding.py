@@ -63,7 +63,8 @@ _ENDINGS = frozenset(_ENDING_WORDS.split())
 _YES_NO = re.compile(
     r"^(?:is|are|was|were|do|does|did|can|could|may|might|must|shall|should|will|would|has|have|had)\b", re.IGNORECASE
 )
-_SAID = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+# "No person may", "No one" and "No-one" say nothing of what was asked by themselves.
+_SAID = re.compile(r"\W*(yes\b|no\b(?=\s*(?:[,.;:!–—(]|$)|\s+-))", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"'(`]?[A-Z0-9])|\n+|;\s+")
 
 
@@ -133,9 +134,10 @@ def find_ungrounded(question: str, answer: str, passage: str) -> Flaw | None:
         passage: The source, with its headings.
     """
     read = _read(passage)
+    is_claim = _YES_NO.match(question.strip()) or _SAID.match(answer)
     return (
         _judge_numbers(question, answer, read)
-        or (_judge_claim(question, answer, read) if _YES_NO.match(question.strip()) else None)
+        or (_judge_claim(question, answer, read) if is_claim else None)
         or _judge_opposites(question, answer, read)
         or _judge_words(question, answer, read)
     )

@@ -34,6 +34,37 @@ def test_answer_against_its_passage_is_supported_or_has_a_reason(question, answe
     assert (found[0] if found else None) == reason, found
 
 
+RAIN = (
+    "Never plug in or unplug the connector while it rains. Only a certified electrician may open the control cabinet."
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "is_supported"),
+    [
+        (
+            "Who may open the control cabinet?",
+            "No person other than the mayor of Paris or a licensed beekeeper.",
+            False,
+        ),
+        ("Who may open the control cabinet?", "No one but the mayor of Paris or a licensed beekeeper.", False),
+        ("Who may open the control cabinet?", "No-one but the mayor of Paris or a licensed beekeeper.", False),
+        ("If it rains, is it allowed to plug in the connector?", "Yes, always.", False),
+        ("While it rains, may the connector be unplugged?", "Yes", False),
+        ("While it rains, may the connector be unplugged?", "Yes it may.", False),
+        ("While it rains, may the connector be unplugged?", "No - never.", True),
+        ("If it rains, is it allowed to plug in the connector?", "No, never plug it in while it rains.", True),
+        ("May I plug in the connector while it rains?", "No, never plug it in while it rains.", True),
+        ("Who may open the control cabinet?", "No one but a certified electrician.", True),
+        ("Who may open the control cabinet?", "No person other than a certified electrician.", True),
+        ("If it rains, is it forbidden to plug in the connector?", "No", True),
+    ],
+)
+def test_answer_that_begins_with_yes_or_no_is_judged_whatever_the_question_begins_with(question, answer, is_supported):
+    found = find_unsupported(question, answer, RAIN)
+    assert (found is None) is is_supported, found
+
+
 def test_unanswerable_question_whose_answer_the_passage_holds_is_rejected():
     found = find_unsupported("How much current does the blue cable carry?", "Unknown.", PASSAGE, is_answerable=False)
     assert found is None or found[0] == "answer_in_passage"
