@@ -129,14 +129,20 @@ def _errors(report: Row) -> list[Section]:
 
 def _judgements(report: Row) -> list[Section]:
     told = report["judgements"]
+    columns = {name: name for name in ("better", "tie", "worse")}
+    if not told["is_by_people"]:
+        columns |= {"inconsistent": "changed with the order", "unjudged": "no judgement"}
     rows = [
         [
             f"{label_of(line['system'])} against {label_of(line['compared_to'])}",
-            *(f"{line[name]:,}" for name in ("better", "tie", "worse", "inconsistent", "unjudged")),
+            *(f"{line[name]:,}" for name in columns),
         ]
         for line in told["pairs"]
     ]
-    head = ["pair", "better", "tie", "worse", "changed with the order", "no judgement"]
+    head = ["pair", *columns.values()]
+    if told["is_by_people"]:
+        note = "People judged these pairs; the teacher judged none, since it is no language model."
+        return [Section("Judged pair by pair", head, rows, note)]
     note = "The teacher compared both answers twice, each in either place; a choice counts if it stayed the same."
     people = told["people"]
     if people["n"]:

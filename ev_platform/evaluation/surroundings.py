@@ -76,21 +76,26 @@ def _benchmark(tables: Tables, fingerprint: str | None) -> Row | None:
 
 
 def _judgements(tables: Tables) -> Row | None:
-    """Return how often a judge preferred one system's answer, by pair, and whether the judge can be believed."""
+    """Return how often a judge preferred one system's answer, by pair, and whether the judge can be believed.
+
+    Where the teacher judges nothing, since it is no language model, it is people whose judgements are counted.
+    """
     frame = tables.get("pair_judgements")
     if frame is None or frame.is_empty():
         return None
     from ev_platform.evaluation.judge_agreement import agree, find_flaw
 
+    is_by_people = (frame["status"] == "unsupported").all()
     pairs = []
     for (system, other), rows in frame.group_by("system", "compared_to", maintain_order=True):
-        verdicts = rows["verdict"].to_list()
+        verdicts = rows["human" if is_by_people else "verdict"].to_list()
         counts = {name: verdicts.count(name) for name in ("better", "worse", "tie", "inconsistent")}
         pairs.append(
             {"system": system, "compared_to": other, "n_rows": rows.height, **counts, "unjudged": verdicts.count(None)}
         )
     return {
         "pairs": pairs,
+        "is_by_people": is_by_people,
         "people": dataclasses.asdict(agree(frame)),
         "flaw": find_flaw(frame),
         "cost_usd": float(frame["cost_usd"].sum()),

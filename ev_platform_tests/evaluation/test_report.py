@@ -9,10 +9,11 @@ from rich.console import Console
 
 from ev_platform.evaluation.figures import Subject, describe_evaluation
 from ev_platform.evaluation.report import gate_title, print_table, render_report
+from ev_platform.evaluation.sections import sections_of
 from ev_platform.evaluation.statistics import Verdict
 from ev_platform.evaluation.summary import summarise
 from ev_platform.evaluation.surroundings import describe_surroundings
-from ev_platform.records import GateCheck, Promotion, to_frame
+from ev_platform.records import GateCheck, PairJudgement, Promotion, to_frame
 
 SUBJECT = Subject(
     task="ev_charging",
@@ -241,3 +242,24 @@ def test_report_without_a_system_to_ship_says_so(metrics, predictions):
     told = tell(metrics, predictions, with_verdict(Verdict("inconclusive", "No system has earned its place.")))
     text = Reader(render_report(told)).text
     assert "inconclusive: ship nothing new on this evidence" in text
+
+
+def judgements_of(status, pairs):
+    """Return the section of pairs of which the teacher and a person said something."""
+    rows = [PairJudgement("exm", "tuned", "base", said, None, status, human, [], 0.0) for said, human in pairs]
+    tables = {"pair_judgements": to_frame("pair_judgements", rows)}
+    (section,) = sections_of({"judgements": describe_surroundings(tables, None, None)["judgements"]})
+    return section
+
+
+def test_report_pairs_that_only_people_judged_show_what_they_said():
+    section = judgements_of("unsupported", [(None, "better"), (None, "better"), (None, "tie")])
+    assert section.head == ["pair", "better", "tie", "worse"]
+    assert section.rows == [["tuned against base", "2", "1", "0"]]
+    assert section.note == "People judged these pairs; the teacher judged none, since it is no language model."
+
+
+def test_report_pairs_that_the_teacher_judged_show_what_it_said():
+    section = judgements_of("ok", [("better", "worse"), ("inconsistent", None), (None, "tie")])
+    assert section.rows == [["tuned against base", "1", "0", "0", "1", "1"]]
+    assert section.note.startswith("The teacher compared both answers twice")
