@@ -63,6 +63,7 @@ _NUMBER = re.compile(
     r"(?<![\w.,:])(?<![A-Za-z]-)(?P<number>\d{1,2}:\d\d(?!\d)|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:[.,]\d+)?(?![\d.]\d)"
     rf"|(?i:{'|'.join(NUMBER_WORDS)})\b)"
 )
+_ITEM = re.compile(r"(?m)^[^\S\n]*\d{1,2}(?=[.)]\s)")
 _BEFORE = re.compile(r"(€|\$|£|\bEUR|\bUSD|\bGBP)\s?$")
 _AFTER = re.compile(r"[\s-]?(%|°\s?[CF]|€|per cent\b|[A-Za-z]+)")
 _HALF_OF_DAY = re.compile(r"\s?([ap])\.?\s?m\b", re.IGNORECASE)
@@ -107,7 +108,8 @@ class Quantity:
 
 def quantities(text: str) -> list[Quantity]:
     """Return the numbers of a text, in its order; the numbers of a list's items are left out."""
-    text = re.sub(r"(?m)^(\s*)(\d+)(?=[.)]\s)", lambda m: m[1] + " " * len(m[2]), text)
+    if len(_ITEM.findall(text)) > 1:  # a single one is more likely a number that begins a line
+        text = _ITEM.sub(lambda match: " " * len(match[0]), text)
     found: list[Quantity] = []
     for match in _NUMBER.finditer(text):
         number, rest = match["number"], text[match.end() : match.end() + 40]

@@ -171,3 +171,25 @@ def test_quantities_are_read_with_their_units_in_any_spelling():
     assert read("EUR 2.50") == read("€2.50")
     assert read("1,004 stars") == [(1004.0, None)]
     assert read("SHA-256 and CCS2") == []
+
+
+def test_numbers_of_a_list_are_left_out_and_a_year_that_begins_a_line_is_read():
+    def read(text):
+        return [q.value for q in quantities(text)]
+
+    assert read("1. Park the car.\n2) Wait 5 minutes.\n 10. Plug in.") == [300.0]
+    assert read("1987. The standard was adopted in Geneva then.") == [1987.0]
+    assert read("The standard is of\n2004. It was adopted.\n2005. It was changed.") == [2004.0, 2005.0]
+    assert read("The number of contacts is\n12. That is all.") == [12.0]
+
+
+def test_wrong_number_that_begins_an_answer_is_found():
+    passage = "The standard was adopted in Geneva in 2004. It has 31 parts."
+    found = find_unsupported(
+        "When was the standard adopted?", "1987. The standard was adopted in Geneva then.", passage
+    )
+    assert found is not None and found[0] == "number_not_in_passage"
+    asked = "How many parts has the standard?"
+    assert find_unsupported(asked, "31. The standard has that many.", passage) is None
+    found = find_unsupported(asked, "32. The standard has that many.", passage)
+    assert found is not None and found[0] == "number_not_in_passage"
