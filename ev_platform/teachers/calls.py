@@ -35,6 +35,7 @@ class Call:
         prompt: What is asked.
         schema: What the reply must be.
         max_tokens: Longest reply.
+        source: Who replies, where the model's name does not say so (`Client`); empty where it does.
     """
 
     purpose: str
@@ -44,11 +45,18 @@ class Call:
     prompt: str
     schema: type[BaseModel]
     max_tokens: int
+    source: str = ""
+
+    @property
+    def content_id(self) -> str:
+        """Hash of what is asked, whoever replies; recordings go by it."""
+        return short_id("call", self.model, self.system, self.prompt, shape_of(self.schema), self.max_tokens)
 
     @cached_property
     def call_id(self) -> str:
         """Hash of all that determines the reply; equal calls are asked and paid once."""
-        return short_id("call", self.model, self.system, self.prompt, shape_of(self.schema), self.max_tokens)
+        # Without a source it is what earlier releases paid under: what is stored so is found.
+        return short_id("call", self.content_id, self.source) if self.source else self.content_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,9 @@ class Client(Protocol):
     call; it raises `UserError` for what is wrong with all of them (the key, the model's name, the address). An attempt
     that broke off may have been counted: it comes back at once as `failed` with `n_unsettled` 1, and `ask`, which keeps
     the money, repeats it. What is about batches raises `ConnectionError` where it broke off.
+
+    One that asks an address or a file of the user's choice, where any model may stand behind a name, says in an
+    attribute `source` which: it becomes part of its calls, so that no other's stored replies are taken for its own.
 
     `ask` runs `send` and `aclose` in an event loop of its own, a new one each time, and the others in other threads.
     """

@@ -92,6 +92,7 @@ class LanguageModelTeacher:
     def __init__(self, client: Client, ledger: Ledger, config: TeacherConfig, price: Price, budget: Budget):
         self._client, self._ledger, self._config, self._price, self._budget = client, ledger, config, price, budget
         self._model = config.model or client.provider
+        self._source: str = getattr(client, "source", "")
         self.name = f"{client.provider}:{self._model}"
 
     # ---- what a teacher does ----
@@ -174,6 +175,7 @@ class LanguageModelTeacher:
             prompt=prompt,
             schema=schema or REPLIES[purpose],
             max_tokens=self._config.max_tokens,
+            source=self._source,
         )
 
     def _outcomes(

@@ -22,7 +22,7 @@ from ev_platform.records import TeacherCall
 from ev_platform.storage import now
 from ev_platform.teachers.calls import Call, Reply
 
-VERSION = 1
+VERSION = 2
 
 # `status` null: under way, or left under way by a process that was killed. `batch`: the batch that it went with.
 _SCHEMA = """
@@ -38,6 +38,11 @@ CREATE INDEX IF NOT EXISTS calls_by_batch ON calls (batch);
 CREATE TABLE IF NOT EXISTS batches (
     batch TEXT PRIMARY KEY, batch_id TEXT, intended_at TEXT NOT NULL, stored_at TEXT
 ) WITHOUT ROWID;
+"""
+
+# Up to version 1 a recording's replies lay under the ids of its provider's own, which could not be asked for any more.
+_FROM_1 = """
+UPDATE calls SET status = 'failed', detail = 'a recording replied, not the provider' WHERE teacher LIKE 'recorded:%';
 """
 
 
@@ -101,7 +106,8 @@ class Ledger:
             self._db.execute("PRAGMA journal_mode=WAL")
             # FULL: a committed intent or reply is on the disk, also after a power cut.
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
+            upgrade = _FROM_1 if version < VERSION else ""
+            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {upgrade} PRAGMA user_version={VERSION}; COMMIT;")
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise UserError(

@@ -33,6 +33,7 @@ STATUS_OF_FINISH = {"stop": "ok", "length": "truncated", "content_filter": "refu
 # Parameters that are the same in all calls: a 400 that names one of them concerns all.
 SHARED_PARAMETERS = ("model", "max_tokens", "max_completion_tokens", "response_format")
 BYTES_PER_TOKEN = 4
+OPENAI = "https://api.openai.com/v1"
 
 
 class _Connections(openai.DefaultAsyncHttpxClient):
@@ -65,6 +66,9 @@ class OpenAIClient(WithoutBatches):
         self._key = api_key if isinstance(api_key, SecretStr) else SecretStr(api_key)
         self._config = config
         self._address = base_url or (str(config.base_url) if config.base_url else None)
+        # At OpenAI itself a model's name says which model it is.
+        address = (self._address or OPENAI).rstrip("/")
+        self.source = "" if address == OPENAI else f"{self.provider} {address}"
         self._async = PerLoop(self._make)
 
     def _make(self) -> openai.AsyncOpenAI:

@@ -1,6 +1,7 @@
 """Replies from a file, for tests and for runs that must not pay, and the writing of such a file.
 
-A line is JSON: `call_id` and the fields of a `Reply` (`status`, `text`, `usage`, ...); the last line of a call counts.
+A line is JSON: `call_id` (a call's `content_id`, which is the same whoever is asked) and the fields of a `Reply`
+(`status`, `text`, `usage`, ...); the last line of a call counts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from ev_platform.errors import UserError
+from ev_platform.identity import sha256_of
 from ev_platform.teachers.calls import Call, Client, Reply
 from ev_platform.teachers.connections import WithoutBatches
 
@@ -63,15 +65,18 @@ class RecordedClient(WithoutBatches):
     def __init__(self, path: Path):
         self._path = path
         self._replies = read_recording(path)
+        self.source = f"{self.provider} {sha256_of(path)}"
 
     async def send(self, call: Call) -> Reply:
         """Return the recorded reply; a failed one where there is none."""
-        reply = self._replies.get(call.call_id)
-        return reply or Reply("failed", detail=f"{self._path} has no reply to the {call.purpose} call {call.call_id}")
+        reply = self._replies.get(call.content_id)
+        return reply or Reply(
+            "failed", detail=f"{self._path} has no reply to the {call.purpose} call {call.content_id}"
+        )
 
     def count_tokens(self, call: Call) -> int:
         """Return the recorded tokens of the prompt; 0 where there are none."""
-        reply = self._replies.get(call.call_id)
+        reply = self._replies.get(call.content_id)
         if reply is None:
             return 0
         usage = reply.usage
@@ -93,6 +98,7 @@ class RecordingClient(WithoutBatches):
 
     def __init__(self, client: Client, path: Path):
         self.provider = client.provider
+        self.source: str = getattr(client, "source", "")
         self._client = client
         self._path = path
         self._lock = threading.Lock()
@@ -101,7 +107,9 @@ class RecordingClient(WithoutBatches):
         """Ask the other client, and record its reply."""
         reply = await self._client.send(call)
         if reply.status != "failed":
-            line = json.dumps({"call_id": call.call_id, "purpose": call.purpose, **asdict(reply)}, ensure_ascii=False)
+            line = json.dumps(
+                {"call_id": call.content_id, "purpose": call.purpose, **asdict(reply)}, ensure_ascii=False
+            )
             with self._lock, self._path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         return reply

@@ -92,6 +92,30 @@ def test_ledger_of_another_kind_or_a_newer_release_is_refused_by_name(tmp_path):
         Ledger(tmp_path / "new")
 
 
+def test_ledger_of_an_earlier_release_keeps_what_was_paid_and_takes_no_recording_for_it(ledger):
+    paid, recorded, waiting = (make_call(i) for i in range(3))
+    for call, teacher in ((paid, "anthropic:m"), (recorded, "recorded:m"), (waiting, "anthropic:m")):
+        ledger.claim([call], teacher)
+    ledger.store([settled(paid), settled(recorded)])
+    ledger._db.execute("PRAGMA user_version=1")
+    upgraded = Ledger(ledger.path)
+    assert upgraded.claim([paid, recorded, waiting], "anthropic:m") == [recorded]
+    upgraded.store([settled(recorded)])
+    upgraded.close()
+    again = Ledger(ledger.path)
+    assert again.claim([paid, recorded, waiting], "anthropic:m") == []
+    again.close()
+
+
+def test_ledger_keeps_the_replies_of_a_recording_from_one_start_to_the_next(ledger):
+    call = make_call(1)
+    ledger.claim([call], "recorded:m")
+    ledger.store([settled(call)])
+    again = Ledger(ledger.path)
+    assert again.get(call.call_id).status == "ok"
+    again.close()
+
+
 OTHER = """
 import sys
 from pathlib import Path
