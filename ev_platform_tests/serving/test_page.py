@@ -161,6 +161,37 @@ def test_wrong_and_revoked_keys_are_told_in_words(page, site):
 
 
 @needs_browser
+def test_conversation_is_shown_again_to_the_same_key_only(page, site):
+    first, second = (create_key(site.root, name) for name in ("first", "second"))
+    enter(page, first)
+    answered(page, "How often, in private?")
+
+    def lose_the_key():
+        refused = {"status": 401, "json": {"error": {"message": "No.", "code": "invalid_api_key"}}}
+        page.route("**/v1/answers", lambda route: route.fulfill(**refused), times=1)
+        ask(page, "Who am I?")
+        expect(page.get_by_label("API key")).to_be_focused()
+
+    lose_the_key()
+    enter(page, first)
+    expect(page.locator("article")).to_have_count(2)
+    expect(page.get_by_text("How often, in private?").first).to_be_visible()
+
+    page.evaluate("document.getElementById('context').value = 'A passage of the first'")
+    lose_the_key()
+    page.get_by_label("API key").fill("ev_wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("does not accept this key")
+    enter(page, second)
+    expect(page.get_by_text("stands alone")).to_be_visible()
+    expect(page.locator("article")).to_have_count(0)
+    expect(page.locator("#context")).to_have_value("")
+    assert "in private" not in page.content()
+    answered(page, "How often?")
+    expect(page.locator("article")).to_have_count(1)
+
+
+@needs_browser
 def test_key_without_the_scope_is_told_which_one_it_lacks(page, site):
     page.get_by_label("API key").fill(create_key(site.root, "feedback-only", scopes=["feedback"]))
     page.keyboard.press("Enter")

@@ -39,6 +39,7 @@ const KINDS = {
 };
 let models = [];
 let underWay = null; // AbortController of the answer being written
+let owner = null; // id of the key whose conversation is on the page
 
 const chosen = () => models.find((model) => model.id === part("model").value);
 const kindOf = ({ task_type }) =>
@@ -61,6 +62,14 @@ function askForKey(sentence = "") {
   part("key").focus();
 }
 
+/** Remove what one visitor asked, was told and began to write. */
+function clear() {
+  part("turns").replaceChildren();
+  part("welcome").hidden = false;
+  part("question").value = part("context").value = "";
+  say("");
+}
+
 async function enter(key) {
   try {
     models = await api.listModels(key);
@@ -75,6 +84,9 @@ async function enter(key) {
     part("key-error").textContent = "No model answers yet. Try again in a moment.";
     return;
   }
+  const [, id] = key.split("_"); // ev_<id>_<secret>
+  if (owner !== null && owner !== id) clear();
+  owner = id;
   api.keepKey(key);
   part("key").value = "";
   part("entry").hidden = true;
@@ -226,8 +238,7 @@ document.addEventListener("keydown", (event) => {
 part("stop").addEventListener("click", () => underWay?.abort());
 part("model").addEventListener("change", showModel);
 part("forget").addEventListener("click", () => {
-  part("turns").replaceChildren();
-  part("welcome").hidden = false;
+  clear();
   askForKey();
 });
 
