@@ -13,7 +13,7 @@ from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, is_forced, markdown_table, spec, table_check, tasks_partitions
 from ev_platform.evaluation import abstention
 from ev_platform.evaluation.calibration import min_score_of, strange_questions
-from ev_platform.evaluation.pages import write_report
+from ev_platform.evaluation.pages import is_about, write_report
 from ev_platform.evaluation.summary import judge as judge_scores
 from ev_platform.identity import code_version, fingerprint
 from ev_platform.registry import digests, evidence, gate, promotion, releases, strangers, versions
@@ -80,7 +80,9 @@ def registered_model(
         if versions.height == before.height or before.is_empty() or is_forced(context, store):
             return {"registered_model": versions}
         newest, made = before.tail(1).to_dicts()[0], versions.tail(1).to_dicts()[0]
-        if newest["model_version"] not in tainted_versions(opened, task.name):
+        is_judged = promotion.gate_of(opened, task.name, newest["model_version"]).height > 0
+        # One that was never judged could not be any more: the evaluation is about other passages than it has.
+        if is_judged and newest["model_version"] not in tainted_versions(opened, task.name):
             now = {"chunks": chunks.record, "benchmark": benchmark.record}
             now |= {"abstention_calibration": abstention_calibration.record}
             kept.append(version_kept(opened, newest, made, now, task.config.training.min_changed_share))
@@ -149,12 +151,20 @@ def promotion_gate(
         "base_serving_model": base_serving_model,
     }
 
+    version = registered_model.frame.tail(1).to_dicts()[0]
+    tainted = tainted_versions(opened, task.name)
+    left = pl.DataFrame()
+    if version["model_version"] not in tainted and not is_about(predictions.record, version):
+        left = promotion.gate_of(opened, task.name, version["model_version"])
+
     def compute() -> dict[str, pl.DataFrame]:
+        if left.height:
+            return {"promotion_gate": left}
         found = evidence.collect(
             opened,
             task,
             champion,
-            version=registered_model.frame.tail(1).to_dicts()[0],
+            version=version,
             tables={name: table.frame for name, table in tables.items()},
         )
         return {"promotion_gate": gate.judge(found, get_task_type(task.config.type), task.config.promotion)}
@@ -167,14 +177,17 @@ def promotion_gate(
         config={
             "promotion": task.config.promotion.model_dump(mode="json"),
             "champion": champion,
-            "tainted": sorted(tainted_versions(opened, task.name)),
+            "tainted": sorted(tainted),
             "strangers": fingerprint([asdict(it) for it in strange_questions(task)]),
         },
         code=CODE_GATE,
         compute=compute,
-        force=evidence.may_tell_more(opened, task),
+        force=left.is_empty() and evidence.may_tell_more(opened, task),
     ):
-        for name, reason in gate.asked_in_vain(opened.read("promotion_gate", task.name)).items():
+        if left.height:
+            context.log.info(f"{version['model_version']} keeps its checks: the evaluation is about other passages.")
+        vain = {} if left.height else gate.asked_in_vain(opened.read("promotion_gate", task.name))
+        for name, reason in vain.items():
             context.log.warning(f"{name}: {reason} The next run asks again.")
         yield output
 

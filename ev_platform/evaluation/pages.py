@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def read_report(store: Store, task: Task) -> dict[str, Any]:
     version = _model_version(store, task.name, predictions, answered)
     name = version["model_version"] if version else None
     return {
-        "model_version": name,
+        "model_version": name if version is None or is_about(answered, version) else f"{name} with today's passages",
         "champion": answered.config.get("champion"),
         **describe_evaluation(subject, metrics, predictions, benchmark),
         **describe_surroundings(tables, name, answered.inputs.get("benchmark")),
@@ -147,13 +148,30 @@ def _in_force(store: Store, task: str) -> list[str]:
 
 
 def _model_version(store: Store, task: str, predictions: pl.DataFrame, answered: Record) -> dict[str, Any] | None:
-    """Return the version as which the tuned model is registered that answered, with these passages, these rows."""
+    """Return the version as which the tuned model is registered that answered, with these passages, these rows.
+
+    Where that one was kept though some of them changed, it is the newest of the same weights.
+    """
     tuned = predictions.filter(pl.col("system").is_in(["tuned", "tuned_rag"]))["model_id"].unique().to_list()
-    made_of = {f"{table}_fingerprint": answered.inputs.get(table) for table in ("benchmark", "chunks")}
-    for row in reversed(store.read("registered_model", task).to_dicts()):
-        if row["serving_model_id"] in tuned and all(row[name] == value for name, value in made_of.items()):
-            return row
-    return None
+    rows = [row for row in store.read("registered_model", task).to_dicts() if row["serving_model_id"] in tuned]
+    same = [row for row in rows if is_about(answered, row)]
+    registered = store.current("registered_model", task)
+    tables = ("benchmark", "chunks")
+    if registered and all(registered.inputs.get(table) == answered.inputs.get(table, "") for table in tables):
+        same = same or rows  # registering has seen them, and made no other version
+    return same[-1] if same else None
+
+
+def is_about(answered: Record, version: Mapping[str, Any]) -> bool:
+    """Return whether predictions are of a version's very passages and test rows.
+
+    They are not where it was kept though some of them changed (see `training.kept.version_kept`).
+
+    Args:
+        answered: Record of `predictions`.
+        version: Row of `registered_model`.
+    """
+    return all(version[f"{table}_fingerprint"] == answered.inputs.get(table) for table in ("benchmark", "chunks"))
 
 
 def _addresses(store: Store, task: str, predictions: pl.DataFrame) -> dict[str, str]:

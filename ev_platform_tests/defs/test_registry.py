@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import dagster as dg
 import polars as pl
@@ -10,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from ev_platform import registry
 from ev_platform.errors import UserError
+from ev_platform.evaluation.pages import read_report
 from ev_platform.registry import load_release, read_aliases, strangers
 from ev_platform.registry.gate import CHECKS
 from ev_platform.serving import replay
@@ -208,3 +210,52 @@ def test_stage_asks_again_for_what_the_champion_could_not_be_asked(own, tmp_path
     monkeypatch.setattr(strangers, "load_release", load)
     run(tmp_path)
     assert "(the champion tiny@1: " in found()
+
+
+# ---- a version that is kept though passages changed ----
+
+
+def change_a_word(store, task):
+    """Change a word of one passage of six, and evaluate anew; ids of test rows follow their document."""
+    first, then = pl.col("text").str.replace("marks", "shows"), pl.int_range(pl.len()) == 0
+    chunks = store.read("chunks", "tiny").with_columns(text=pl.when(then).then(first).otherwise("text"))
+    store.publish("chunks", "tiny", chunks)
+    store.publish("benchmark", "tiny", store.read("benchmark", "tiny").with_columns(document_id=pl.lit("doc2")))
+    publish_evaluation(store, task, BETTER, champion=load_release(store, task, "champion"))
+
+
+@pytest.fixture
+def lenient(own, tmp_path):
+    """Return a task of the same name that keeps a version while fewer than half of the passages changed."""
+    with (tmp_path / "tasks" / "tiny" / "config.yaml").open("a") as file:
+        file.write("training: {min_changed_share: 0.5}\n")
+    return get_task("tiny", tmp_path / "tasks")
+
+
+def test_stage_leaves_the_checks_of_a_version_that_is_kept_though_passages_changed(
+    own, lenient, tmp_path, run, monkeypatch
+):
+    assert run(tmp_path)["outcome"] == "promoted"
+    judged = own.read("promotion_gate", "tiny")
+    change_a_word(own, lenient)
+    monkeypatch.setattr(replay, "replay", lambda *_: pytest.fail("replayed with the passages of before"))
+    said = run(tmp_path)
+    assert (said["outcome"], said["reason"]) == ("nothing changed", "tiny@1 is champion already.")
+    assert said["failed"] == []
+    assert own.read("registered_model", "tiny").height == 1
+    assert own.read("promotion_gate", "tiny").equals(judged)
+    # The page names the version all the same, and shows its checks.
+    told = read_report(own, lenient)
+    assert told["model_version"] == "tiny@1 with today's passages"
+    assert told["gate"]["model_version"] == "tiny@1" and told["gate"]["checks"] == judged.to_dicts()
+
+
+def test_stage_registers_a_version_anew_that_was_never_judged_before_passages_changed(own, lenient, tmp_path, run):
+    run(tmp_path)
+    # As if the run had been killed before the checks.
+    shutil.rmtree(tmp_path / "data" / "tables" / "promotion_gate")
+    change_a_word(own, lenient)
+    said = run(tmp_path)
+    assert own.read("registered_model", "tiny")["model_version"].to_list() == ["tiny@1", "tiny@2"]
+    assert own.read("promotion_gate", "tiny")["model_version"].unique().to_list() == ["tiny@2"]
+    assert "serving_agrees" not in said["failed"]
