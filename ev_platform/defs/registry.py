@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 
 from ev_platform import registry, serving
-from ev_platform.dataset import overlap
+from ev_platform.dataset import grounding, locate, overlap, quantities
 from ev_platform.defs.resources import StoreResource, Table
 from ev_platform.defs.stage import build, is_forced, markdown_table, spec, table_check, tasks_partitions
 from ev_platform.evaluation import abstention
@@ -25,8 +25,10 @@ from ev_platform.training.kept import rows_behind, version_kept
 
 GROUP = "registry"
 CODE = code_version(versions, digests)
-# With all of serving: the replay before a promotion goes through it.
-CODE_GATE = code_version(gate, evidence, strangers, abstention, releases, overlap, serving)
+# With what finds leaks, and all of serving: the replay before a promotion goes through it.
+CODE_GATE = code_version(
+    gate, evidence, strangers, abstention, releases, overlap, locate, grounding, quantities, serving
+)
 CODE_PROMOTION = code_version(promotion)
 
 
